@@ -1,0 +1,9 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Explainers: from a network, units and regions to explanations."""
+
+from __future__ import annotations
+
+from monai_segshap.explainers.explanation import Explanation, software_versions
+from monai_segshap.explainers.kernel_shap import KernelSHAPExplainer
+
+__all__ = ["Explanation", "KernelSHAPExplainer", "software_versions"]

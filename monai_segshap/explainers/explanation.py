@@ -1,0 +1,215 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""The result: Shapley values of named units for the scores of one region, and everything needed to trust them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import monai
+import numpy as np
+import pandas as pd
+import scipy
+import torch
+from numpy.typing import NDArray
+
+import monai_segshap
+from monai_segshap.geometry import VoxelGrid, resample_nearest
+from monai_segshap.inferers import ForwardCounts
+from monai_segshap.region import Box, Region
+from monai_segshap.units import Partition
+
+__all__ = ["Explanation", "software_versions"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the network segments a region as it does.
+
+    Arrays are on the network's grid; `on_file_grid` brings them to the grid of the image file.
+
+    Attributes:
+        case: name of the case.
+        target: index of the explained class.
+        target_name: its name.
+        region: what is explained.
+        partition: the M units.
+        visible: bool (M,), units that can change the region's prediction; the others are exact zeros.
+        scores: names of the T scores.
+        values: float64 (M, T), Shapley values in the unit of the score. Positive: the unit raises the score.
+        standard_errors: float64 (M, T); 0 where exact.
+        full: float64 (T,), scores with every unit kept.
+        empty: float64 (T,), scores with every visible unit removed.
+        method: estimator.
+        evaluations: coalitions evaluated.
+        seed: seed of the coalitions.
+        baseline: what removed voxels became, see `monai_segshap.perturbation.Baseline.describe`.
+        forwards: network passes for the coalitions.
+        segmentation_forwards: network passes of the whole-volume prediction.
+        seconds: wall time, "network" and "total".
+        image: float32 (H, W, D), first channel of the network's input, for pictures.
+        prediction: int (H, W, D), predicted classes.
+        file_grid: grid of the image file.
+        diagnostics: of the estimator.
+        warnings: sentences that a reader must know.
+        window_grid: "deployed": windows of the whole-volume inference.
+        signal: what the scores sum, see `monai_segshap.games.SIGNALS`.
+        reason: why this estimator was used.
+        versions: of the software.
+    """
+
+    case: str
+    target: int
+    target_name: str
+    region: Region
+    partition: Partition
+    visible: NDArray[np.bool_]
+    scores: tuple[str, ...]
+    values: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
+    full: NDArray[np.float64]
+    empty: NDArray[np.float64]
+    method: str
+    evaluations: int
+    seed: int
+    baseline: dict[str, Any]
+    forwards: ForwardCounts
+    segmentation_forwards: int
+    seconds: dict[str, float]
+    image: NDArray[np.float32]
+    prediction: NDArray[np.integer]
+    file_grid: VoxelGrid
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    window_grid: str = "deployed"
+    signal: str = "logit"
+    reason: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def efficiency_gap(self) -> NDArray[np.float64]:
+        """float64 (T,): sum of the values minus (full - empty); rounding error."""
+        return self.values.sum(axis=0) - (self.full - self.empty)
+
+    def score_index(self, score: str) -> int:
+        """Column of a score.
+
+        Raises:
+            ValueError: if the score was not computed.
+        """
+        if score not in self.scores:
+            raise ValueError(f"score {score!r} was not computed; this explanation has {', '.join(self.scores)}.")
+        return self.scores.index(score)
+
+    def attribution_map(self, score: str) -> NDArray[np.float32]:
+        """Float32 (H, W, D): each voxel has the value of its unit, 0 outside units."""
+        table = np.concatenate([[0.0], self.values[:, self.score_index(score)]]).astype(np.float32)
+        return table[self.partition.labels]
+
+    def on_file_grid(self, volume: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
+        """A volume of the network's grid on the grid of the image file, by nearest neighbor."""
+        return resample_nearest(volume, self.partition.grid, self.file_grid, fill)
+
+    def file_box(self) -> Box:
+        """Bounding box of the region in voxels of the image file, both corners inside."""
+        low, high = self.region.box
+        corners = np.array(np.meshgrid(*zip(low, high, strict=True), indexing="ij")).reshape(3, -1).T
+        index = np.round(self.file_grid.to_index(self.partition.grid.to_world(corners))).astype(int)
+        index = np.clip(index, 0, np.asarray(self.file_grid.shape) - 1)
+        first, last = index.min(axis=0).tolist(), index.max(axis=0).tolist()
+        return (first[0], first[1], first[2]), (last[0], last[1], last[2])
+
+    def table(self, sort_by: str | None = None) -> pd.DataFrame:
+        """One row a unit: id, name, organ, volume_ml, position, visible, and value and standard error of each score.
+
+        Args:
+            sort_by: score whose absolute value orders the rows, largest first; default by id.
+        """
+        center = self.partition.centroids_mm
+        columns: dict[str, Any] = {
+            "id": np.arange(1, self.partition.n_units + 1),
+            "name": self.partition.names,
+            "organ": self.partition.organs,
+            "volume_ml": np.round(self.partition.volumes_ml, 4),
+            "x_mm": np.round(center[:, 0], 2),
+            "y_mm": np.round(center[:, 1], 2),
+            "z_mm": np.round(center[:, 2], 2),
+            "visible": self.visible,
+        }
+        for t, score in enumerate(self.scores):
+            columns[score] = self.values[:, t]
+            columns[f"{score}_se"] = self.standard_errors[:, t]
+        frame = pd.DataFrame(columns)
+        if sort_by is None:
+            return frame
+        order = np.argsort(-np.abs(self.values[:, self.score_index(sort_by)]), kind="stable")
+        return frame.iloc[order].reset_index(drop=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of ``explanation.json``: plain numbers, strings, lists and dictionaries."""
+        scores = {
+            score: {
+                "full": float(self.full[t]),
+                "empty": float(self.empty[t]),
+                "efficiency_gap": float(self.efficiency_gap[t]),
+            }
+            for t, score in enumerate(self.scores)
+        }
+        keys = ["id", "name", "organ", "volume_ml", "visible"]
+        keys += [column for score in self.scores for column in (score, f"{score}_se")]
+        visible = int(self.visible.sum())
+        return {
+            "case": self.case,
+            "target_class": {"index": self.target, "name": self.target_name},
+            "region": {
+                "mode": self.region.mode,
+                "voxels": self.region.voxels,
+                "target_voxels": self.region.target_voxels,
+                "box_ijk": [list(corner) for corner in self.file_box()],
+            },
+            "units": {
+                "kind": self.partition.kind,
+                "count": self.partition.n_units,
+                "visible": visible,
+                "dummies": self.partition.n_units - visible,
+                "skipped": list(self.partition.skipped),
+            },
+            "baseline": self.baseline,
+            "method": self.method,
+            "reason": self.reason,
+            "evaluations": self.evaluations,
+            "seed": self.seed,
+            "grid": self.window_grid,
+            "signal": self.signal,
+            "scores": scores,
+            "attributions": [_plain(row) for row in self.table()[keys].to_dict("records")],
+            "forwards": {
+                "naive": self.forwards.naive,
+                "published_cache": self.forwards.published_cache,
+                "planned": self.forwards.planned,
+                "run": self.forwards.run,
+                "segmentation": self.segmentation_forwards,
+            },
+            "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
+            "diagnostics": {k: v for k, v in self.diagnostics.items() if k != "warnings"},
+            "warnings": list(self.warnings),
+            "versions": self.versions,
+        }
+
+
+def software_versions(device: torch.device) -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    return {
+        "monai_segshap": monai_segshap.__version__,
+        "monai": str(monai.__version__),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}

@@ -1,0 +1,343 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""KernelSHAP for patch-based 3D segmentation (paper 000), on the deployed model's own windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from monai_segshap.explainers.explanation import Explanation, software_versions
+from monai_segshap.games import RegionGame, score_warnings
+from monai_segshap.geometry import current_grid, source_grid
+from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, monai_window_plan
+from monai_segshap.perturbation import Baseline, ConstantBaseline
+from monai_segshap.region import Region
+from monai_segshap.shapley import (
+    CoalitionPlan,
+    ShapleyEstimate,
+    all_coalitions,
+    default_budget,
+    plan_coalitions,
+    restrict_plan,
+    solve,
+)
+from monai_segshap.units import Partition
+
+__all__ = ["KernelSHAPExplainer"]
+
+#: Up to this many units enumeration is compared with sampling by the number of network passes.
+_MAX_COMPARED_UNITS = 12
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A case made ready: what will run, before any of it has."""
+
+    evaluator: CoalitionEvaluator
+    coalitions: CoalitionPlan
+    order: NDArray[np.int64]
+    evaluation: EvaluationPlan
+
+
+class KernelSHAPExplainer:
+    """Shapley values of units for the segmentation of one or several regions, from one sweep of coalitions.
+
+    Args:
+        network: maps (B, C, *roi) to logits (B, classes, *roi), at least two classes (argmax decides).
+        inferer: the deployed `SlidingWindowInferer`; its windows, batch size and fusion are used.
+        scores: some of "tp", "fp", "dice", "soft_dice".
+        budget: coalitions to evaluate (the full and the empty one come on top); None: see
+            `monai_segshap.shapley.default_budget`.
+        method: "auto" (exact where enumerating needs no more network passes than sampling, otherwise "kernelshap"),
+            "exact", "kernelshap" or "published".
+        seed: of the coalitions.
+        baseline: what removed voxels become; default 0 in network space.
+        signal: "logit" (paper 000), "probability" or "margin".
+        device: where the network runs; None: where the image is.
+        max_bytes: bound for the logits held during the run.
+        progress: print the plan, and show a bar with network passes done, planned and time left.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        inferer: SlidingWindowInferer,
+        scores: Sequence[str] = ("tp", "fp", "dice", "soft_dice"),
+        budget: int | None = None,
+        method: str = "auto",
+        seed: int = 0,
+        baseline: Baseline | None = None,
+        signal: str = "logit",
+        device: torch.device | str | None = None,
+        max_bytes: int = 4 * 1024**3,
+        progress: bool = True,
+    ) -> None:
+        self.network = network
+        self.inferer = inferer
+        self.scores = tuple(scores)
+        self.budget = budget
+        self.method = method
+        self.seed = seed
+        self.baseline = baseline or ConstantBaseline(0.0)
+        self.signal = signal
+        self.device = device
+        self.max_bytes = max_bytes
+        self.progress = progress
+        if not self.baseline.is_local:
+            raise ValueError(
+                f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
+                "kept, so windows can not be shared between coalitions. Use a constant, blur or local_mean."
+            )
+
+    def __call__(
+        self,
+        image: torch.Tensor,
+        partition: Partition,
+        regions: Sequence[Region],
+        logits: torch.Tensor,
+        class_names: Sequence[str] | None = None,
+        case: str = "case",
+    ) -> list[Explanation]:
+        """Explain regions of one image.
+
+        Args:
+            image: (C, H, W, D), network space; a `MetaTensor` carries its affine and file grid.
+            partition: the units, on the image's grid.
+            regions: what to explain, on the image's grid; several share their network passes.
+            logits: (classes, H, W, D), whole-volume prediction before softmax, argmax or any other post-processing.
+            class_names: name of each class.
+            case: name of the case.
+
+        Returns:
+            one explanation for each region.
+
+        Raises:
+            ValueError: for images that are not finite, other grids, post-processed logits, no visible unit, or a
+                budget too small.
+        """
+        started = time.perf_counter()
+        self._check(image, partition, regions, logits)
+        prepared = self._prepare(image, partition, regions, int(logits.shape[0]))
+        if self.progress:
+            print(self._announce(prepared, partition), flush=True)
+        games, scores = self._evaluate(prepared, regions)
+        prediction = logits.argmax(dim=0).cpu().numpy().astype(np.int32)
+        seconds = {"network": prepared.evaluator.network_seconds, "total": 0.0}
+        found = []
+        for number, (region, game) in enumerate(zip(regions, games, strict=True)):
+            name = _class_name(region.target, class_names)
+            table = scores[:, number]
+            values, errors, estimate, visible = self._solve(prepared, table, region)
+            warnings = self._warnings(prepared, estimate, region, game, prediction, name, int(visible.sum()))
+            found.append(
+                Explanation(
+                    case=case,
+                    target=region.target,
+                    target_name=name,
+                    region=region,
+                    partition=partition,
+                    visible=visible,
+                    scores=self.scores,
+                    values=values,
+                    standard_errors=errors,
+                    full=table[prepared.coalitions.full_row],
+                    empty=table[prepared.coalitions.empty_row],
+                    method=estimate.method,
+                    evaluations=prepared.coalitions.n_evaluations,
+                    seed=self.seed,
+                    baseline=self.baseline.describe(),
+                    forwards=prepared.evaluator.counts_after(prepared.evaluation),
+                    segmentation_forwards=prepared.evaluator.plan.n_windows,
+                    seconds=seconds,
+                    image=np.asarray(image[0].cpu().numpy(), dtype=np.float32),
+                    prediction=prediction,
+                    file_grid=source_grid(image),
+                    diagnostics=estimate.diagnostics,
+                    warnings=tuple(warnings),
+                    signal=self.signal,
+                    reason=prepared.coalitions.reason,
+                    versions=software_versions(prepared.evaluator.device),
+                )
+            )
+        seconds["total"] = time.perf_counter() - started
+        return found
+
+    def _check(
+        self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], logits: torch.Tensor
+    ) -> None:
+        grid = current_grid(image)
+        bad = ~torch.isfinite(image.as_subclass(torch.Tensor))
+        if bool(bad.any()):
+            first = torch.nonzero(bad)[0].tolist()
+            raise ValueError(
+                f"the image holds {int(bad.sum())} values that are not finite (NaN or infinite), the first at channel, "
+                f"voxel {first}. Replace them before explaining, for example by -1024 HU."
+            )
+        if not partition.grid.same_as(grid):
+            raise ValueError(
+                f"units and image lie on different grids: units {partition.grid.describe()}; image {grid.describe()}."
+            )
+        if not regions:
+            raise ValueError("no region to explain was given.")
+        for region in regions:
+            if region.mask.shape != grid.shape:
+                raise ValueError(f"a region has shape {region.mask.shape}; expected the image's, {grid.shape}.")
+            if not 0 <= region.target < logits.shape[0]:
+                raise ValueError(f"target class {region.target} is none of the network's {logits.shape[0]} classes.")
+        if tuple(logits.shape[1:]) != grid.shape or logits.shape[0] < 2:
+            raise ValueError(
+                f"the prediction has shape {tuple(logits.shape)}; expected the network's raw output (classes, "
+                f"{', '.join(str(n) for n in grid.shape)}) with at least two classes, before argmax or other "
+                "post-processing."
+            )
+
+    def _prepare(
+        self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], n_classes: int
+    ) -> _Prepared:
+        plain = image.as_subclass(torch.Tensor)
+        fill = self.baseline.fill(plain, partition.grid.spacing_mm)
+        plan = monai_window_plan(self.inferer, plain)
+        boxes = [region.box for region in regions]
+        labels = torch.from_numpy(partition.labels)
+        evaluator = CoalitionEvaluator(
+            self.network, plan, plain, labels, fill, boxes, device=self.device, max_bytes=self.max_bytes
+        )
+        if evaluator.n_units == 0:
+            raise ValueError(
+                f"none of the {partition.n_units} units changes a voxel of the {len(evaluator.incidence.active)} windows "
+                f"that see the region: all are dummies with value 0. They lie too far away, or already equal the "
+                f"replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
+            )
+        coalitions, evaluation, order = self._choose(evaluator, n_classes)
+        return _Prepared(evaluator, coalitions, order, evaluation)
+
+    def _choose(
+        self, evaluator: CoalitionEvaluator, n_classes: int
+    ) -> tuple[CoalitionPlan, EvaluationPlan, NDArray[np.int64]]:
+        """Coalitions, their passes, and the order in which they run: the full coalition, which defines P_0, first."""
+        m = evaluator.n_units
+        budget = default_budget(m) if self.budget is None else self.budget
+        if m == 1 and self.method != "published":
+            plan = plan_coalitions(1, 2, "exact", self.seed)
+        else:
+            plan = plan_coalitions(m, budget, self.method, self.seed)
+        evaluation, order = _prepare_rows(evaluator, plan, n_classes)
+        if self.method == "auto" and plan.method != "exact" and m <= _MAX_COMPARED_UNITS:
+            reason = f"all 2**{m} coalitions need no more network passes than {plan.n_evaluations} sampled ones"
+            complete = CoalitionPlan(all_coalitions(m), "exact", self.seed, reason=reason)
+            rival, rival_order = _prepare_rows(evaluator, complete, n_classes)
+            if rival.jobs.n_forwards <= evaluation.jobs.n_forwards:
+                return complete, rival, rival_order
+        return plan, evaluation, order
+
+    def _announce(self, prepared: _Prepared, partition: Partition) -> str:
+        counts, m = prepared.evaluation.forwards, prepared.evaluator.n_units
+        return (
+            f"{partition.n_units} {partition.kind} units, {m} visible to the region, {partition.n_units - m} dummies (value 0)\n"
+            f"{prepared.coalitions.n_evaluations} coalitions, method {prepared.coalitions.method}: "
+            f"{prepared.coalitions.reason}\n"
+            f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, "
+            f"planned {counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive)"
+        )
+
+    def _evaluate(
+        self, prepared: _Prepared, regions: Sequence[Region]
+    ) -> tuple[list[RegionGame], NDArray[np.float64]]:
+        """Games and scores (K, regions, T) in the rows of the coalition plan."""
+        games: list[RegionGame] = []
+        scores = np.full((prepared.coalitions.n_evaluations, len(regions), len(self.scores)), np.nan)
+        with _bar(prepared.evaluation.jobs.n_forwards, self.progress) as advance:
+            for row, fused in prepared.evaluator.run(prepared.evaluation, advance):
+                if row == 0:
+                    games = [self._game(region, logits) for region, logits in zip(regions, fused, strict=True)]
+                for number, (game, logits) in enumerate(zip(games, fused, strict=True)):
+                    scores[prepared.order[row], number] = game(logits)
+        return games, scores
+
+    def _game(self, region: Region, full_logits: torch.Tensor) -> RegionGame:
+        if not bool(torch.isfinite(full_logits).all()):
+            raise ValueError("the network returns logits that are not finite for the unperturbed image.")
+        low, high = region.box
+        mask = region.mask[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+        on_device = torch.from_numpy(np.ascontiguousarray(mask)).to(full_logits.device)
+        reference = full_logits.argmax(dim=0) == region.target
+        return RegionGame(on_device, reference, region.target, self.scores, self.signal)
+
+    def _solve(
+        self, prepared: _Prepared, table: NDArray[np.float64], region: Region
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], ShapleyEstimate, NDArray[np.bool_]]:
+        """Values and errors of all M units for one region; units that its windows do not see get exactly 0."""
+        plan = prepared.evaluator.plan
+        touching = np.isin(prepared.evaluator.incidence.active, plan.touching([region.box]))
+        seen = prepared.evaluator.incidence.live[touching].any(axis=0)
+        if not seen.any():
+            raise ValueError(f"no unit changes a voxel of the windows that see the region {region.box}.")
+        coalitions, rows = restrict_plan(prepared.coalitions, seen)
+        estimate = solve(coalitions, table[rows])
+        anywhere = prepared.evaluator.visible
+        visible = np.zeros(len(anywhere), dtype=bool)
+        visible[np.flatnonzero(anywhere)[seen]] = True
+        values = np.zeros((len(anywhere), len(self.scores)))
+        errors = np.zeros_like(values)
+        values[visible], errors[visible] = estimate.values, estimate.standard_errors
+        return values, errors, estimate, visible
+
+    def _warnings(
+        self,
+        prepared: _Prepared,
+        estimate: ShapleyEstimate,
+        region: Region,
+        game: RegionGame,
+        prediction: NDArray[np.integer],
+        name: str,
+        n_visible: int,
+    ) -> list[str]:
+        part = tuple(slice(a, b + 1) for a, b in zip(*region.box, strict=True))
+        reference = game.reference.cpu().numpy()
+        found = score_warnings(region.mask[part], reference, self.scores, name)
+        differing = int(((prediction[part] == region.target) != reference).sum())
+        if differing:
+            found.append(
+                f"the prediction given differs from the network's own in {differing} voxels of the region's box; the scores "
+                "use the network's own. Was it post-processed, or made with other windows?"
+            )
+        if n_visible == 1:
+            found.append("only one unit is visible to the region: its value is the whole effect, full minus empty.")
+        for t, score in enumerate(self.scores):
+            full, empty = float(estimate.full[t]), float(estimate.empty[t])
+            if score != "fp" and abs(empty) > 0.05 * abs(full) and full != 0:
+                found.append(
+                    f"with every visible unit removed the score {score!r} is still {empty:.4g} (all kept: {full:.4g}): the "
+                    "values explain the difference only."
+                )
+        return found + list(estimate.diagnostics.get("warnings", []))
+
+
+def _prepare_rows(
+    evaluator: CoalitionEvaluator, plan: CoalitionPlan, n_classes: int
+) -> tuple[EvaluationPlan, NDArray[np.int64]]:
+    others = np.delete(np.arange(plan.n_evaluations), plan.full_row)
+    order = np.concatenate([[plan.full_row], others])
+    return evaluator.prepare(plan.rows[order], n_classes), order
+
+
+def _class_name(index: int, names: Sequence[str] | None) -> str:
+    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
+
+
+@contextmanager
+def _bar(total: int, visible: bool) -> Iterator[Callable[[int], None]]:
+    with tqdm(total=total, disable=not visible, unit="pass", desc="network passes", smoothing=0.05) as bar:
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance

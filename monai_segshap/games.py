@@ -1,0 +1,138 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Scores of a segmentation inside a region: what a coalition of units is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "score_warnings"]
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """What a score means, for tables and pictures.
+
+    Attributes:
+        label: short name with the unit.
+        equation: where it is defined.
+    """
+
+    label: str
+    equation: str
+
+
+#: The scores of paper 000, all from one evaluation.
+SCORES: dict[str, ScoreInfo] = {
+    "tp": ScoreInfo("TP score (target logit, mean over the region)", "paper 000, Eq. 3"),
+    "fp": ScoreInfo("FP score (minus target logit, mean over the region)", "paper 000, Eq. 4"),
+    "dice": ScoreInfo("Dice with the unperturbed prediction (0 to 1)", "paper 000, Eq. 5"),
+    "soft_dice": ScoreInfo("soft Dice score (signed target logit, mean over the region)", "paper 000, Eq. 6"),
+}
+
+#: What the sums run over: the target logit (paper 000), its softmax probability, or its lead over the next class.
+SIGNALS = ("logit", "probability", "margin")
+
+
+@dataclass(frozen=True)
+class RegionGame:
+    """Scores of one target class in one region, from fused logits.
+
+    With ``P_m`` = voxels whose largest logit is the target's under coalition m, ``P_0`` the same with all units kept,
+    ``z`` the target logit and R the region:
+
+    * ``tp = 1/|R| sum over R of [P_m and P_0] z``; positive where the network holds on to its prediction,
+    * ``fp = -1/|R| sum over R of [P_m and not P_0] z``; 0 with all units kept, negative for new positives,
+    * ``dice = 2 |P_m and P_0| / (|P_m| + |P_0| + eps)``, counted in R, 0 to 1,
+    * ``soft_dice = tp + fp`` (that is Eq. 6: weight +1 on P_0 and -1 elsewhere).
+
+    Attributes:
+        mask: bool (h, w, d), the region inside its box.
+        reference: bool (h, w, d), P_0 inside the box.
+        target: index of the explained class.
+        scores: names, in the order of the result.
+        signal: see `SIGNALS`; a winning logit can be negative, then removal raises tp; probability and margin can not.
+        eps: the epsilon of Eq. 5.
+    """
+
+    mask: torch.Tensor
+    reference: torch.Tensor
+    target: int
+    scores: tuple[str, ...] = ("tp", "fp", "dice", "soft_dice")
+    signal: str = "logit"
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        unknown = [s for s in self.scores if s not in SCORES]
+        if unknown or not self.scores:
+            raise ValueError(f"unknown scores {unknown}; expected some of {', '.join(SCORES)}.")
+        if len(set(self.scores)) != len(self.scores):
+            raise ValueError(f"scores {list(self.scores)} repeat.")
+        if self.signal not in SIGNALS:
+            raise ValueError(f"unknown signal {self.signal!r}; expected one of {', '.join(SIGNALS)}.")
+        if self.mask.shape != self.reference.shape:
+            raise ValueError(f"mask {tuple(self.mask.shape)} and reference {tuple(self.reference.shape)} differ.")
+        if not bool(self.mask.any()):
+            raise ValueError("the region holds no voxel.")
+
+    def __call__(self, logits: torch.Tensor) -> NDArray[np.float64]:
+        """Scores of one coalition.
+
+        Args:
+            logits: (classes, h, w, d), fused, inside the region's box.
+
+        Returns:
+            float64 (T,), in the order of ``scores``.
+        """
+        predicted = (logits.argmax(dim=0) == self.target) & self.mask
+        hit = predicted & self.reference
+        extra = predicted & ~self.reference
+        n_hit, n_predicted = int(hit.sum()), int(predicted.sum())
+        n_reference = int((self.reference & self.mask).sum())
+        size = int(self.mask.sum())
+        signal = self._signal(logits)
+        tp = float(signal[hit].sum(dtype=torch.float64)) / size
+        fp = -float(signal[extra].sum(dtype=torch.float64)) / size
+        found = {
+            "tp": tp,
+            "fp": fp if n_predicted > n_hit else 0.0,
+            "dice": 2.0 * n_hit / (n_predicted + n_reference + self.eps),
+            "soft_dice": tp + fp,
+        }
+        return np.array([found[name] for name in self.scores])
+
+    def _signal(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.signal == "logit":
+            return logits[self.target]
+        if self.signal == "probability":
+            return torch.softmax(logits.float(), dim=0)[self.target]
+        others = torch.cat([logits[: self.target], logits[self.target + 1 :]]).amax(dim=0)
+        return logits[self.target] - others
+
+
+def score_warnings(mask: NDArray[np.bool_], reference: NDArray[np.bool_], scores: Sequence[str], name: str) -> list[str]:
+    """Sentences on scores that can not vary in a region.
+
+    Args:
+        mask: bool, the region.
+        reference: bool of the same shape, voxels predicted as the target.
+        scores: score names.
+        name: name of the target class.
+    """
+    found = []
+    if "fp" in scores and bool(reference[mask].all()):
+        found.append(
+            f"score 'fp' is 0 for every coalition: the whole region is predicted as {name}, so nothing can be added. "
+            "Use a region with a margin (extent 'box') to see false positives."
+        )
+    idle = [s for s in ("tp", "dice") if s in scores]
+    if idle and not bool(reference[mask].any()):
+        found.append(
+            f"scores {', '.join(repr(s) for s in idle)} are 0 for every coalition: the region holds no voxel predicted as "
+            f"{name}. Only 'fp' (and 'soft_dice') can vary there."
+        )
+    return found

@@ -1,0 +1,32 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Sliding windows: plans, the fewest passes for a set of coalitions, and a caching inferer."""
+
+from __future__ import annotations
+
+from monai_segshap.inferers.caching import CacheInfo, CachingSlidingWindowInferer, UnitPerturbation
+from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
+from monai_segshap.inferers.jobs import (
+    ForwardCounts,
+    Incidence,
+    JobPlan,
+    compute_incidence,
+    count_forwards,
+    plan_jobs,
+)
+from monai_segshap.inferers.window_plan import WindowPlan, monai_window_plan
+
+__all__ = [
+    "CacheInfo",
+    "CachingSlidingWindowInferer",
+    "CoalitionEvaluator",
+    "EvaluationPlan",
+    "ForwardCounts",
+    "Incidence",
+    "JobPlan",
+    "UnitPerturbation",
+    "WindowPlan",
+    "compute_incidence",
+    "count_forwards",
+    "monai_window_plan",
+    "plan_jobs",
+]

@@ -1,0 +1,258 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Run coalitions through a network: fewest windows, same bits as the whole-volume inference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from monai.networks.utils import eval_mode
+from numpy.typing import NDArray
+
+from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compute_incidence, count_forwards, plan_jobs
+from monai_segshap.inferers.window_plan import WindowPlan
+from monai_segshap.region import Box
+
+__all__ = ["CoalitionEvaluator", "EvaluationPlan"]
+
+#: Slices of a window (or None where it misses the region), and of the region, for one region.
+_Cut = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Coalitions with their jobs.
+
+    Attributes:
+        rows: bool (K, M).
+        jobs: the network passes.
+        forwards: their number, with and without reuse.
+    """
+
+    rows: NDArray[np.bool_]
+    jobs: JobPlan
+    forwards: ForwardCounts
+
+
+class CoalitionEvaluator:
+    """Fused logits inside regions for any set of coalitions of units.
+
+    Only windows that touch a region run, each distinct content once, in the batch size in which the library runs that
+    window; logits are kept inside the regions, for all classes, until no later coalition needs them; they are
+    added up in the library's order with its weights. In the regions the result equals the whole-volume inference of
+    the perturbed image bit for bit. Units that change no voxel of these windows are left out: see ``visible``.
+
+    Args:
+        network: maps (B, C, *roi) to logits (B, classes, *roi).
+        plan: windows of the deployed inference.
+        image: (C, H, W, D), network space, finite.
+        labels: int (H, W, D), units 1..M, 0 is never perturbed.
+        fill: (C, H, W, D), replacement of removed voxels.
+        boxes: the regions' boxes, image indices, both corners inside.
+        device: where the network runs; default the image's.
+        max_bytes: bound for the logits held.
+
+    Attributes:
+        visible: bool (M,), units that change a voxel of a window that touches a region. Coalitions are of these.
+        n_units: their number.
+        incidence: of these units.
+        n_forwards: windows that have gone through the network.
+        network_seconds: wall time spent there.
+
+    Raises:
+        ValueError: for mismatched shapes, or a box outside the image.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        plan: WindowPlan,
+        image: torch.Tensor,
+        labels: torch.Tensor,
+        fill: torch.Tensor,
+        boxes: Sequence[Box],
+        device: torch.device | str | None = None,
+        max_bytes: int = 4 * 1024**3,
+    ) -> None:
+        if tuple(image.shape[1:]) != plan.image_shape or tuple(labels.shape) != plan.image_shape:
+            raise ValueError(
+                f"image {tuple(image.shape)} and labels {tuple(labels.shape)} do not fit a plan for {plan.image_shape}."
+            )
+        for low, high in boxes:
+            if min(low) < 0 or any(b < a or b >= n for a, b, n in zip(low, high, plan.image_shape, strict=True)):
+                raise ValueError(f"the region's box {(low, high)} does not lie inside the image {plan.image_shape}.")
+        if fill.shape != image.shape:
+            raise ValueError(f"the fill has shape {tuple(fill.shape)}; expected the image's, {tuple(image.shape)}.")
+        self.network = network
+        self.plan = plan
+        self.device = torch.device(device) if device is not None else image.device
+        self.max_bytes = max_bytes
+        self.n_forwards = 0
+        self.network_seconds = 0.0
+        active = plan.touching(boxes)
+        incidence = compute_incidence(plan, active, labels, image, fill, int(labels.max()))
+        self.visible = incidence.visible
+        self.n_units = int(self.visible.sum())
+        self.incidence: Incidence = incidence.restricted_to(self.visible)
+        self._image = plan.pad(image.as_subclass(torch.Tensor), as_image=True).to(self.device)
+        self._fill = plan.pad(fill.as_subclass(torch.Tensor), as_image=False).to(self.device)
+        number = torch.from_numpy(np.concatenate([[0], np.cumsum(self.visible) * self.visible]))
+        self._labels = plan.pad(number[labels.to(torch.int64)][None], as_image=False)[0].to(self.device)
+        self._cuts = [[_cut(plan, int(w), box) for box in boxes] for w in active]
+        self._box_shapes = [tuple(h - lo + 1 for lo, h in zip(*box, strict=True)) for box in boxes]
+        self._stitch = plan.stitch_device or self.device
+        self._weight = plan.weight.to(self.device)
+        self._counts = [self._count(b) for b in range(len(boxes))]
+        self._entry_voxels = np.array(
+            [sum(_volume(c[0]) for c in cuts if c is not None) for cuts in self._cuts], dtype=np.int64
+        )
+
+    def prepare(self, rows: NDArray[np.bool_], n_classes: int) -> EvaluationPlan:
+        """Plan the passes for coalitions before any of them runs.
+
+        Args:
+            rows: bool (K, ``n_units``), True keeps a visible unit.
+            n_classes: channels of the network's output.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.n_units:
+            raise ValueError(f"coalitions have shape {rows.shape}; expected (K, {self.n_units}).")
+        itemsize = self._image.element_size()
+        jobs = plan_jobs(
+            rows,
+            self.incidence,
+            self.plan.batch_sizes[self.incidence.active],
+            self._entry_voxels * n_classes * itemsize,
+            self.max_bytes,
+        )
+        return EvaluationPlan(rows, jobs, count_forwards(rows, self.incidence, jobs))
+
+    def run(
+        self, evaluation: EvaluationPlan, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        """Yield (row, logits of each region) for every coalition, in order of the rows.
+
+        Args:
+            evaluation: what `prepare` returned.
+            progress: called with the number of windows after each network batch.
+
+        Yields:
+            row number, and for each region a tensor (classes, *box) on the stitching device.
+        """
+        jobs = evaluation.jobs
+        held: dict[int, list[torch.Tensor]] = {}
+        expiry: dict[int, list[int]] = {}
+        for job, last in enumerate(jobs.last_use):
+            expiry.setdefault(int(last), []).append(job)
+        # a row is ready once the latest batch among its jobs has run
+        batch_of = np.empty(len(jobs.windows), dtype=np.int64)
+        for number, batch in enumerate(jobs.batches):
+            batch_of[list(batch)] = number
+        ready = np.maximum.accumulate(batch_of[jobs.uses].max(axis=1))
+        row = 0
+        for number, (batch, size) in enumerate(zip(jobs.batches, jobs.batch_sizes, strict=True)):
+            self._run_batch(evaluation, batch, int(size), held)
+            if progress is not None:
+                progress(int(size))
+            while row < len(ready) and ready[row] <= number:
+                yield row, self._fuse([held[int(job)] for job in jobs.uses[row]])
+                for job in expiry.get(row, []):
+                    del held[job]
+                row += 1
+
+    def counts_after(self, evaluation: EvaluationPlan) -> ForwardCounts:
+        """The plan's counts, with what has gone through the network so far."""
+        return replace(evaluation.forwards, run=self.n_forwards)
+
+    def _run_batch(
+        self, evaluation: EvaluationPlan, batch: tuple[int, ...], size: int, held: dict[int, list[torch.Tensor]]
+    ) -> None:
+        jobs = evaluation.jobs
+        filled = [*batch, *[batch[-1]] * (size - len(batch))]
+        windows = torch.stack(
+            [self._content(int(jobs.windows[job]), evaluation.rows[jobs.rows[job]]) for job in filled]
+        )
+        started = time.perf_counter()
+        with eval_mode(self.network):
+            logits = self.network(windows)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.network_seconds += time.perf_counter() - started
+        self.n_forwards += size
+        self._check(logits, size)
+        for position, job in enumerate(batch):
+            held[job] = self._weighted_cuts(int(jobs.windows[job]), logits[position])
+
+    def _content(self, active: int, row: NDArray[np.bool_]) -> torch.Tensor:
+        part = self.plan.window_slices(int(self.incidence.active[active]))
+        keep = torch.ones(self.n_units + 1, dtype=torch.bool)
+        keep[1:] = torch.from_numpy(np.ascontiguousarray(row))
+        kept = keep.to(self.device)[self._labels[part]]
+        return torch.where(kept, self._image[(slice(None), *part)], self._fill[(slice(None), *part)])
+
+    def _check(self, logits: torch.Tensor, size: int) -> None:
+        expected = (size, *self.plan.roi_size)
+        got = (logits.shape[0], *logits.shape[2:]) if isinstance(logits, torch.Tensor) and logits.ndim == 5 else None
+        if got != expected:
+            came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the network returned {came}; expected one tensor of shape ({size}, classes, "
+                f"{', '.join(str(n) for n in self.plan.roi_size)}): full-resolution logits."
+            )
+
+    def _weighted_cuts(self, active: int, logits: torch.Tensor) -> list[torch.Tensor]:
+        cuts = []
+        for cut in self._cuts[active]:
+            if cut is None:
+                cuts.append(logits.new_empty(0))
+                continue
+            inside = logits[(slice(None), *cut[0])].clone()
+            inside *= self._weight[cut[0]]
+            cuts.append(inside.to(self._stitch))
+        return cuts
+
+    def _fuse(self, entries: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+        fused = []
+        for b, shape in enumerate(self._box_shapes):
+            total: torch.Tensor | None = None
+            for a, entry in enumerate(entries):
+                cut = self._cuts[a][b]
+                if cut is None:
+                    continue
+                if total is None:
+                    total = torch.zeros((entry[b].shape[0], *shape), dtype=self.plan.weight.dtype, device=self._stitch)
+                total[(slice(None), *cut[1])] += entry[b]
+            if total is None:
+                raise ValueError("no window touches a region; is its box inside the image?")
+            total /= self._counts[b]
+            fused.append(total)
+        return fused
+
+    def _count(self, b: int) -> torch.Tensor:
+        count = torch.zeros(self._box_shapes[b], dtype=self.plan.weight.dtype, device=self._stitch)
+        weight = self._weight.to(self._stitch)
+        for cuts in self._cuts:
+            cut = cuts[b]
+            if cut is not None:
+                count[cut[1]] += weight[cut[0]]
+        return count
+
+
+def _cut(plan: WindowPlan, window: int, box: Box) -> _Cut | None:
+    """Where a window and a box overlap: slices of the window and of the box."""
+    inside, target = [], []
+    for axis in range(3):
+        start = int(plan.starts[window, axis]) - plan.low_padding[axis]
+        low, high = max(start, box[0][axis]), min(start + plan.roi_size[axis] - 1, box[1][axis])
+        if high < low:
+            return None
+        inside.append(slice(low - start, high - start + 1))
+        target.append(slice(low - box[0][axis], high - box[0][axis] + 1))
+    return (inside[0], inside[1], inside[2]), (target[0], target[1], target[2])
+
+
+def _volume(slices: tuple[slice, slice, slice]) -> int:
+    return int(np.prod([s.stop - s.start for s in slices]))
+

@@ -1,0 +1,23 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Game theory on NumPy arrays: coalition plans, estimators, diagnostics. Knows neither torch nor MONAI."""
+
+from __future__ import annotations
+
+from monai_segshap.shapley.coalitions import METHODS, CoalitionPlan, default_budget, plan_coalitions, restrict_plan
+from monai_segshap.shapley.estimate import Game, ShapleyEstimate, estimate_shapley, solve
+from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions, exact_shapley
+
+__all__ = [
+    "MAX_EXACT_UNITS",
+    "METHODS",
+    "CoalitionPlan",
+    "Game",
+    "ShapleyEstimate",
+    "all_coalitions",
+    "default_budget",
+    "estimate_shapley",
+    "exact_shapley",
+    "plan_coalitions",
+    "restrict_plan",
+    "solve",
+]

@@ -1,0 +1,251 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Which coalitions to evaluate: plans that are fixed before the first network pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions
+
+__all__ = ["METHODS", "CoalitionPlan", "default_budget", "plan_coalitions", "restrict_plan"]
+
+#: Estimators that can be asked for by name.
+METHODS = ("auto", "exact", "kernelshap", "published")
+
+_BLOCK = 4096
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+@dataclass(frozen=True)
+class CoalitionPlan:
+    """The coalitions of one explanation, and how they were drawn.
+
+    Attributes:
+        rows: bool array of shape (K, M), True keeps a unit. For ``exact`` the row index is the bit mask; otherwise
+            row 0 keeps all units, row 1 removes all, and (``kernelshap``) the others come in pairs of complements.
+        method: "exact", "kernelshap" or "published".
+        seed: seed of the draw.
+        weights: float64 array of shape (number of pairs,) or (K - 2,), regression weights; empty for ``exact``.
+        inclusion: float64 array like ``weights``, the probability with which a pair enters the plan.
+        reason: why this method was taken, for people.
+    """
+
+    rows: NDArray[np.bool_]
+    method: str
+    seed: int
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    inclusion: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    reason: str = ""
+
+    @property
+    def n_units(self) -> int:
+        """Number of units M."""
+        return int(self.rows.shape[1])
+
+    @property
+    def n_evaluations(self) -> int:
+        """Number of coalitions K, the full and the empty one included."""
+        return int(self.rows.shape[0])
+
+    @property
+    def full_row(self) -> int:
+        """Row that keeps every unit."""
+        return self.n_evaluations - 1 if self.method == "exact" else 0
+
+    @property
+    def empty_row(self) -> int:
+        """Row that removes every unit."""
+        return 0 if self.method == "exact" else 1
+
+
+def default_budget(n_units: int) -> int:
+    """Coalitions to evaluate when the user names no number.
+
+    1024 up to 10 units (all of them), then eight for each unit and at least 512: paired regression is then beyond
+    its interpolation peak at two evaluations a unit.
+    """
+    return 1024 if n_units <= 10 else max(512, 8 * n_units)
+
+
+def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int = 0) -> CoalitionPlan:
+    """Choose the coalitions for M units.
+
+    Args:
+        n_units: number of units M >= 1.
+        budget: coalitions that may be evaluated; the empty and the full one come on top.
+        method: "exact" (every coalition), "kernelshap" (distinct pairs of complements, sizes uniform),
+            "published" (sizes by the Shapley kernel, with replacement, unpaired), or "auto": exact where
+            ``2**M <= budget + 2``, otherwise kernelshap.
+        seed: integer >= 0. Pair j depends on (seed, M, j) alone, so that a larger budget extends a smaller one.
+
+    Returns:
+        the plan.
+
+    Raises:
+        ValueError: for an unknown method, no units, or a budget too small for the method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+    if n_units < 1:
+        raise ValueError(f"got {n_units} units; there is nothing to explain without at least one.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected an integer >= 0.")
+    enumerable = n_units <= MAX_EXACT_UNITS and 2**n_units <= budget + 2
+    if method == "exact" or (method == "auto" and enumerable):
+        return _exact_plan(n_units, budget, seed, enumerable)
+    if method == "published":
+        return _published_plan(n_units, budget, seed)
+    return _paired_plan(n_units, budget, seed)
+
+
+def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[CoalitionPlan, NDArray[np.int64]]:
+    """The plan as a game of fewer units sees it, all others being dummies of that game.
+
+    Restricted to some units, a coalition of uniform size is again of uniform size, and complements stay complements, so
+    that one sweep serves several regions with different visible units.
+
+    Args:
+        plan: coalitions of M units.
+        units: bool (M,), the units that can matter; at least one.
+
+    Returns:
+        the plan for these units, and int64 row numbers of ``plan`` that its rows came from.
+
+    Raises:
+        ValueError: for no units, or if too few coalitions are left for a regression.
+    """
+    m = int(units.sum())
+    if units.shape != (plan.n_units,) or m == 0:
+        raise ValueError(f"units have shape {units.shape} with {m} chosen; expected ({plan.n_units},) and at least one.")
+    if m == plan.n_units:
+        return plan, np.arange(plan.n_evaluations)
+    if m == 1:
+        kept = np.array([plan.empty_row, plan.full_row])
+        return CoalitionPlan(all_coalitions(1), "exact", plan.seed, reason="one unit"), kept
+    if plan.method == "exact":
+        # every coalition of the chosen units, the others kept; ascending bit masks stay ascending
+        kept = np.flatnonzero(plan.rows[:, ~units].all(axis=1))
+        return CoalitionPlan(np.ascontiguousarray(plan.rows[kept][:, units]), "exact", plan.seed, reason=plan.reason), kept
+    size = plan.rows[2:, units].sum(axis=1)
+    kept = np.concatenate([[0, 1], 2 + np.flatnonzero((size > 0) & (size < m))])
+    rows = np.ascontiguousarray(plan.rows[kept][:, units])
+    drawn = rows[2::2] if plan.method == "kernelshap" else rows[2:]
+    if len(drawn) < min(math.ceil(1.25 * m), 2 ** (m - 1) - 1):
+        raise ValueError(f"only {len(drawn)} informative coalitions are left for {m} units: raise the budget.")
+    size = drawn.sum(axis=1)
+    weights = 1.0 / (size * (m - size)) if plan.method == "kernelshap" else np.ones(len(drawn))
+    nothing = np.zeros(len(drawn))
+    return CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), nothing, plan.reason), kept
+
+
+def _exact_plan(n_units: int, budget: int, seed: int, enumerable: bool) -> CoalitionPlan:
+    if not enumerable:
+        raise ValueError(
+            f"method 'exact' needs 2**{n_units} = {2**n_units} coalitions; the budget is {budget}. "
+            f"Raise the budget, use larger units, or choose method 'kernelshap'."
+        )
+    reason = f"all 2**{n_units} = {2**n_units} coalitions fit the budget of {budget}"
+    return CoalitionPlan(all_coalitions(n_units), "exact", seed, reason=reason)
+
+
+def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
+    all_pairs = 2 ** (n_units - 1) - 1
+    least = min(math.ceil(1.25 * n_units), all_pairs)
+    n_pairs = min(budget // 2, all_pairs)
+    if n_units == 1:
+        raise ValueError("one unit needs no sampling: use method 'exact' (2 coalitions).")
+    if n_pairs < least:
+        raise ValueError(
+            f"a budget of {budget} gives {n_pairs} pairs of coalitions for {n_units} units; paired regression needs at "
+            f"least {least}. Raise the budget to {2 * least} or more ({8 * n_units} is a good start), or use larger units."
+        )
+    pairs = _distinct_pairs(n_units, n_pairs, seed)
+    rows = np.empty((2 + 2 * n_pairs, n_units), dtype=bool)
+    rows[0], rows[1] = True, False
+    rows[2::2], rows[3::2] = pairs, ~pairs
+    inclusion = _inclusion(pairs.sum(axis=1), n_units)
+    weights = _kernel(pairs.sum(axis=1), n_units) / inclusion
+    reason = f"{n_units} units have more coalitions than the budget of {budget}"
+    return CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason)
+
+
+def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
+    if n_units == 1:
+        raise ValueError("one unit needs no sampling: use method 'exact' (2 coalitions).")
+    if budget < n_units:
+        raise ValueError(f"a budget of {budget} is below the number of units, {n_units}: the regression has no solution.")
+    rng = np.random.Generator(np.random.Philox(key=_key(seed, n_units)))
+    sizes = np.arange(1, n_units)
+    law = 1.0 / (sizes * (n_units - sizes))
+    drawn = rng.choice(sizes, size=budget, p=law / law.sum())
+    rank = rng.random((budget, n_units)).argsort(axis=1).argsort(axis=1)
+    rows = np.concatenate([np.ones((1, n_units), bool), np.zeros((1, n_units), bool), rank < drawn[:, None]])
+    reason = "asked for by name: kernel-law sizes, with replacement, unpaired"
+    return CoalitionPlan(rows, "published", seed, np.ones(budget), np.zeros(budget), reason)
+
+
+def _key(seed: int, n_units: int) -> NDArray[np.uint64]:
+    return np.random.SeedSequence([seed, n_units]).generate_state(2, np.uint64)
+
+
+def _candidates(n_units: int, seed: int, block: int) -> NDArray[np.bool_]:
+    """Candidate pairs number ``block * 4096`` onwards, shape (4096, M): a function of (seed, M, block) alone.
+
+    Sizes follow a golden-ratio sequence over 1..M-1, so that every prefix spreads evenly over the sizes.
+    """
+    rng = np.random.Generator(np.random.Philox(key=_key(seed, n_units), counter=[0, 0, block, 0]))
+    offset = _key(seed, n_units)[0] / 2.0**64
+    number = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
+    size = 1 + np.floor(((offset + number * _GOLDEN) % 1.0) * (n_units - 1)).astype(np.int64)
+    rank = rng.random((_BLOCK, n_units)).argsort(axis=1).argsort(axis=1)
+    return rank < size[:, None]
+
+
+def _distinct_pairs(n_units: int, n_pairs: int, seed: int) -> NDArray[np.bool_]:
+    """The first ``n_pairs`` distinct pairs, one member each, shape (n_pairs, M)."""
+    seen: set[bytes] = set()
+    found: list[NDArray[np.bool_]] = []
+    block = 0
+    while True:
+        candidates = _candidates(n_units, seed, block)
+        # the member of a pair that keeps unit 0 stands for both
+        keys = np.packbits(candidates ^ ~candidates[:, :1], axis=1)
+        for position in range(_BLOCK):
+            key = keys[position].tobytes()
+            if key in seen:
+                continue
+            seen.add(key)
+            found.append(candidates[position])
+            if len(found) == n_pairs:
+                return np.array(found)
+        block += 1
+
+
+def _kernel(size: NDArray[np.integer], n_units: int) -> NDArray[np.float64]:
+    """Shapley kernel ``(M-1) / (C(M,k) k (M-k))`` (Lundberg and Lee 2017, Theorem 2)."""
+    sizes = range(1, n_units)
+    table = [0.0] + [(n_units - 1) * math.exp(-_log_comb(n_units, k)) / (k * (n_units - k)) for k in sizes]
+    return np.array(table)[size]
+
+
+def _log_comb(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _inclusion(size: NDArray[np.integer], n_units: int) -> NDArray[np.float64]:
+    """Share of all pairs of its size that the plan holds, for each pair; a pair's size is that of its smaller member.
+
+    Given the counts, the pairs of one size are a simple random sample without replacement, so that kernel / inclusion
+    weighs them without bias: close to the sampling law ``1/(k(M-k))`` while duplicates are rare, and the Shapley
+    kernel itself, hence the exact values, once every pair is there.
+    """
+    smaller = np.minimum(size, n_units - size)
+    counts = np.bincount(smaller, minlength=n_units // 2 + 1)
+    log_total = np.array([_log_comb(n_units, k) for k in range(n_units // 2 + 1)])
+    if n_units % 2 == 0:
+        log_total[-1] -= math.log(2.0)
+    return np.minimum(1.0, np.exp(np.log(np.maximum(counts, 1)) - log_total))[smaller]

@@ -1,0 +1,31 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Units: what a person can name and the game can remove."""
+
+from __future__ import annotations
+
+from monai_segshap.units.lattice import SCALE_DEFINITIONS, cube_labels, fcc_labels
+from monai_segshap.units.names import load_label_names
+from monai_segshap.units.partition import Partition, partition_from_labels
+from monai_segshap.units.partitions import (
+    cube_partition,
+    fcc_partition,
+    hybrid_partition,
+    merge_fragments,
+    organ_partition,
+    predicted_class_partition,
+)
+
+__all__ = [
+    "SCALE_DEFINITIONS",
+    "Partition",
+    "cube_labels",
+    "cube_partition",
+    "fcc_labels",
+    "fcc_partition",
+    "hybrid_partition",
+    "load_label_names",
+    "merge_fragments",
+    "organ_partition",
+    "partition_from_labels",
+    "predicted_class_partition",
+]
