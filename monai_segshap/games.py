@@ -114,7 +114,9 @@ class RegionGame:
         return logits[self.target] - others
 
 
-def score_warnings(mask: NDArray[np.bool_], reference: NDArray[np.bool_], scores: Sequence[str], name: str) -> list[str]:
+def score_warnings(
+    mask: NDArray[np.bool_], reference: NDArray[np.bool_], scores: Sequence[str], name: str
+) -> list[str]:
     """Sentences on scores that can not vary in a region.
 
     Args:
@@ -132,7 +134,7 @@ def score_warnings(mask: NDArray[np.bool_], reference: NDArray[np.bool_], scores
     idle = [s for s in ("tp", "dice") if s in scores]
     if idle and not bool(reference[mask].any()):
         found.append(
-            f"scores {', '.join(repr(s) for s in idle)} are 0 for every coalition: the region holds no voxel predicted as "
-            f"{name}. Only 'fp' (and 'soft_dice') can vary there."
+            f"scores {', '.join(repr(s) for s in idle)} are 0 for every coalition: the region holds no voxel predicted "
+            f"as {name}. Only 'fp' (and 'soft_dice') can vary there."
         )
     return found

@@ -74,7 +74,9 @@ class ConstantBaseline(Baseline):
         """See `Baseline.fill`."""
         values = torch.as_tensor(self.value, dtype=image.dtype, device=image.device).reshape(-1)
         if len(values) not in (1, image.shape[0]):
-            raise ValueError(f"got {len(values)} baseline values for an image of {image.shape[0]} channels; give one or all.")
+            raise ValueError(
+                f"got {len(values)} baseline values for an image of {image.shape[0]} channels; give one or all."
+            )
         return values.reshape(-1, 1, 1, 1).expand(image.shape).contiguous()
 
     def describe(self) -> dict[str, Any]:
@@ -150,8 +152,8 @@ def network_value(hu: float, intensity_transform: Callable[[Any], Any]) -> float
     beside = _apply(intensity_transform, np.concatenate([np.full(32, hu), np.linspace(*_HU_RANGE, 32)]))
     if not np.array_equal(alone[:32], beside[:32]) or len(np.unique(alone)) != 1:
         raise ValueError(
-            f"the intensity transform maps {hu} HU to {alone[0]:.6g} in one image and to {beside[0]:.6g} in another, so "
-            "-1024 HU has no fixed value in network space. Give the replacement in network space instead: "
+            f"the intensity transform maps {hu} HU to {alone[0]:.6g} in one image and to {beside[0]:.6g} in another, "
+            "so -1024 HU has no fixed value in network space. Give the replacement in network space instead: "
             "ConstantBaseline(value), or baseline={'kind': 'constant', 'network_value': value}."
         )
     return float(alone[0])

@@ -249,15 +249,15 @@ def _box_mask(spec: RegionSpec, grid: VoxelGrid, file_grid: VoxelGrid) -> NDArra
         )
     volume = np.zeros(file_grid.shape, dtype=np.uint8)
     volume[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = 1
-    return _require_voxels(resample_nearest(volume, file_grid, grid) > 0, "the box")
+    return _require_voxels(resample_nearest(volume, file_grid, grid).astype(bool), "the box")
 
 
 def _user_mask(user_mask: tuple[NDArray[np.generic], VoxelGrid] | None, grid: VoxelGrid) -> NDArray[np.bool_]:
     if user_mask is None:
         raise ValueError("region mode 'mask' needs the mask volume.")
     volume, mask_grid = user_mask
-    binary = np.asarray(volume > 0).astype(np.uint8)
-    return _require_voxels(resample_nearest(binary, mask_grid, grid) > 0, "the mask")
+    binary = (np.asarray(volume, dtype=np.float64) > 0).astype(np.uint8)
+    return _require_voxels(resample_nearest(binary, mask_grid, grid).astype(bool), "the mask")
 
 
 def _require_voxels(mask: NDArray[np.bool_], what: str) -> NDArray[np.bool_]:

@@ -48,7 +48,7 @@ class Explanation:
         forwards: network passes for the coalitions.
         segmentation_forwards: network passes of the whole-volume prediction.
         seconds: wall time, "network" and "total".
-        image: float32 (H, W, D), first channel of the network's input, for pictures.
+        image: float32 (H, W, D), for pictures: the network's input or an image given for display.
         prediction: int (H, W, D), predicted classes.
         file_grid: grid of the image file.
         diagnostics: of the estimator.

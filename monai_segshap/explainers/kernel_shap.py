@@ -105,6 +105,7 @@ class KernelSHAPExplainer:
         logits: torch.Tensor,
         class_names: Sequence[str] | None = None,
         case: str = "case",
+        display: torch.Tensor | None = None,
     ) -> list[Explanation]:
         """Explain regions of one image.
 
@@ -115,6 +116,7 @@ class KernelSHAPExplainer:
             logits: (classes, H, W, D), whole-volume prediction before softmax, argmax or any other post-processing.
             class_names: name of each class.
             case: name of the case.
+            display: (1, H, W, D) on the image's grid, shown in pictures, for example the CT in HU; default the image.
 
         Returns:
             one explanation for each region.
@@ -130,6 +132,7 @@ class KernelSHAPExplainer:
             print(self._announce(prepared, partition), flush=True)
         games, scores = self._evaluate(prepared, regions)
         prediction = logits.argmax(dim=0).cpu().numpy().astype(np.int32)
+        shown = image if display is None else display
         seconds = {"network": prepared.evaluator.network_seconds, "total": 0.0}
         found = []
         for number, (region, game) in enumerate(zip(regions, games, strict=True)):
@@ -157,7 +160,7 @@ class KernelSHAPExplainer:
                     forwards=prepared.evaluator.counts_after(prepared.evaluation),
                     segmentation_forwards=prepared.evaluator.plan.n_windows,
                     seconds=seconds,
-                    image=np.asarray(image[0].cpu().numpy(), dtype=np.float32),
+                    image=np.asarray(shown[0].cpu().numpy(), dtype=np.float32),
                     prediction=prediction,
                     file_grid=source_grid(image),
                     diagnostics=estimate.diagnostics,
@@ -212,9 +215,9 @@ class KernelSHAPExplainer:
         )
         if evaluator.n_units == 0:
             raise ValueError(
-                f"none of the {partition.n_units} units changes a voxel of the {len(evaluator.incidence.active)} windows "
-                f"that see the region: all are dummies with value 0. They lie too far away, or already equal the "
-                f"replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
+                f"none of the {partition.n_units} units changes a voxel of the {len(evaluator.incidence.active)} "
+                "windows that see the region: all are dummies with value 0. They lie too far away, or already equal "
+                f"the replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
             )
         coalitions, evaluation, order = self._choose(evaluator, n_classes)
         return _Prepared(evaluator, coalitions, order, evaluation)
@@ -241,16 +244,15 @@ class KernelSHAPExplainer:
     def _announce(self, prepared: _Prepared, partition: Partition) -> str:
         counts, m = prepared.evaluation.forwards, prepared.evaluator.n_units
         return (
-            f"{partition.n_units} {partition.kind} units, {m} visible to the region, {partition.n_units - m} dummies (value 0)\n"
+            f"{partition.n_units} {partition.kind} units: {m} visible to the region, {partition.n_units - m} dummies "
+            "with value 0\n"
             f"{prepared.coalitions.n_evaluations} coalitions, method {prepared.coalitions.method}: "
             f"{prepared.coalitions.reason}\n"
             f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, "
             f"planned {counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive)"
         )
 
-    def _evaluate(
-        self, prepared: _Prepared, regions: Sequence[Region]
-    ) -> tuple[list[RegionGame], NDArray[np.float64]]:
+    def _evaluate(self, prepared: _Prepared, regions: Sequence[Region]) -> tuple[list[RegionGame], NDArray[np.float64]]:
         """Games and scores (K, regions, T) in the rows of the coalition plan."""
         games: list[RegionGame] = []
         scores = np.full((prepared.coalitions.n_evaluations, len(regions), len(self.scores)), np.nan)
@@ -277,7 +279,7 @@ class KernelSHAPExplainer:
         """Values and errors of all M units for one region; units that its windows do not see get exactly 0."""
         plan = prepared.evaluator.plan
         touching = np.isin(prepared.evaluator.incidence.active, plan.touching([region.box]))
-        seen = prepared.evaluator.incidence.live[touching].any(axis=0)
+        seen = np.asarray(prepared.evaluator.incidence.live[touching].any(axis=0))
         if not seen.any():
             raise ValueError(f"no unit changes a voxel of the windows that see the region {region.box}.")
         coalitions, rows = restrict_plan(prepared.coalitions, seen)
@@ -306,8 +308,8 @@ class KernelSHAPExplainer:
         differing = int(((prediction[part] == region.target) != reference).sum())
         if differing:
             found.append(
-                f"the prediction given differs from the network's own in {differing} voxels of the region's box; the scores "
-                "use the network's own. Was it post-processed, or made with other windows?"
+                f"the prediction given differs from the network's own in {differing} voxels of the region's box; the "
+                "scores use the network's own. Was it post-processed, or made with other windows?"
             )
         if n_visible == 1:
             found.append("only one unit is visible to the region: its value is the whole effect, full minus empty.")
@@ -315,8 +317,8 @@ class KernelSHAPExplainer:
             full, empty = float(estimate.full[t]), float(estimate.empty[t])
             if score != "fp" and abs(empty) > 0.05 * abs(full) and full != 0:
                 found.append(
-                    f"with every visible unit removed the score {score!r} is still {empty:.4g} (all kept: {full:.4g}): the "
-                    "values explain the difference only."
+                    f"with every visible unit removed the score {score!r} is still {empty:.4g} (all kept: {full:.4g}): "
+                    "the values explain the difference only."
                 )
         return found + list(estimate.diagnostics.get("warnings", []))
 

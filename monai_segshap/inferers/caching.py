@@ -53,7 +53,9 @@ class UnitPerturbation:
         """
         row = np.asarray(coalition, dtype=bool)
         if row.shape != (self.n_units,):
-            raise ValueError(f"the coalition has shape {row.shape}; expected ({self.n_units},), one entry for each unit.")
+            raise ValueError(
+                f"the coalition has shape {row.shape}; expected ({self.n_units},), one entry for each unit."
+            )
         keep = torch.ones(self.n_units + 1, dtype=torch.bool)
         keep[1:] = torch.from_numpy(row.copy())
         # torch.where on the image itself would drop the meta data of a MetaTensor
@@ -99,6 +101,8 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         3
     """
 
+    with_coord: bool
+
     def __init__(self, *args: Any, max_cache_bytes: int = 2 * 1024**3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if max_cache_bytes < 0:
@@ -142,7 +146,9 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         if perturbation is None or coalition is None:
             raise ValueError("give both perturbation and coalition, or neither.")
         if kwargs.get("buffer_steps", self.buffer_steps):
-            raise ValueError("buffered stitching rewrites window coordinates; use buffer_steps=None with a perturbation.")
+            raise ValueError(
+                "buffered stitching rewrites window coordinates; use buffer_steps=None with a perturbation."
+            )
         if inputs.shape != perturbation.image.shape or not torch.equal(
             torch.as_tensor(inputs), torch.as_tensor(perturbation.image).to(inputs.device)
         ):
@@ -166,7 +172,9 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         self._context, self._held = None, ()
         self._bytes = self._hits = self._misses = 0
 
-    def _enter(self, network: Any, perturbation: UnitPerturbation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(
+        self, network: Any, perturbation: UnitPerturbation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Clear the cache unless network, weights, perturbation, mode and arguments are those of the last call."""
         state: list[Any] = [id(network), id(perturbation)]
         if isinstance(network, torch.nn.Module):
@@ -188,7 +196,7 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        user_wants_coordinates = self.with_coord
+        user_wants_coordinates: bool = self.with_coord
         padded = _PaddedUnits(perturbation, tuple(masked.shape[2:]), self)
 
         def predictor(windows: torch.Tensor, coordinates: Sequence[Any], *a: Any, **k: Any) -> torch.Tensor:
@@ -245,10 +253,13 @@ class _PaddedUnits:
         roi = inferer.roi_size if isinstance(inferer.roi_size, Sequence) else [inferer.roi_size] * len(shape)
         self._low = [max((int(r) if r and r > 0 else n) - n, 0) // 2 for r, n in zip(roi, shape, strict=True)]
         self._labels = perturbation.labels
-        self._changed = (perturbation.image.as_subclass(torch.Tensor) != perturbation.fill.as_subclass(torch.Tensor)).any(1)
+        self._changed = (
+            perturbation.image.as_subclass(torch.Tensor) != perturbation.fill.as_subclass(torch.Tensor)
+        ).any(1)
 
     def units(self, slices: Sequence[Any]) -> NDArray[np.int64]:
         part = tuple(slice(max(s.start - p, 0), max(s.stop - p, 0)) for s, p in zip(slices[2:], self._low, strict=True))
-        inside = self._labels[part][self._changed[(int(slices[0].start), *part)]]
+        changed = self._changed[int(slices[0].start)][part]
+        inside = self._labels[part][changed]
         found = torch.unique(inside).cpu().numpy()
         return np.asarray(found[found > 0] - 1)

@@ -190,7 +190,8 @@ class CoalitionEvaluator:
         keep = torch.ones(self.n_units + 1, dtype=torch.bool)
         keep[1:] = torch.from_numpy(np.ascontiguousarray(row))
         kept = keep.to(self.device)[self._labels[part]]
-        return torch.where(kept, self._image[(slice(None), *part)], self._fill[(slice(None), *part)])
+        place = (slice(None), *part)
+        return torch.where(kept, self._image[place], self._fill[place])
 
     def _check(self, logits: torch.Tensor, size: int) -> None:
         expected = (size, *self.plan.roi_size)
@@ -208,7 +209,8 @@ class CoalitionEvaluator:
             if cut is None:
                 cuts.append(logits.new_empty(0))
                 continue
-            inside = logits[(slice(None), *cut[0])].clone()
+            place = (slice(None), *cut[0])
+            inside = logits[place].clone()
             inside *= self._weight[cut[0]]
             cuts.append(inside.to(self._stitch))
         return cuts
@@ -223,7 +225,8 @@ class CoalitionEvaluator:
                     continue
                 if total is None:
                     total = torch.zeros((entry[b].shape[0], *shape), dtype=self.plan.weight.dtype, device=self._stitch)
-                total[(slice(None), *cut[1])] += entry[b]
+                place = (slice(None), *cut[1])
+                total[place] += entry[b]
             if total is None:
                 raise ValueError("no window touches a region; is its box inside the image?")
             total /= self._counts[b]
@@ -255,4 +258,3 @@ def _cut(plan: WindowPlan, window: int, box: Box) -> _Cut | None:
 
 def _volume(slices: tuple[slice, slice, slice]) -> int:
     return int(np.prod([s.stop - s.start for s in slices]))
-

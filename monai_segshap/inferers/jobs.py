@@ -39,7 +39,12 @@ class Incidence:
 
 
 def compute_incidence(
-    plan: WindowPlan, active: NDArray[np.int64], labels: torch.Tensor, image: torch.Tensor, fill: torch.Tensor, n_units: int
+    plan: WindowPlan,
+    active: NDArray[np.int64],
+    labels: torch.Tensor,
+    image: torch.Tensor,
+    fill: torch.Tensor,
+    n_units: int,
 ) -> Incidence:
     """Find the units of each window, from preprocessed values.
 
@@ -145,9 +150,9 @@ def plan_jobs(
             uses[row, a] = job
             last_use[job] = row
         peak = max(peak, held_bytes)
-        for a in np.flatnonzero(next_use[row] == n_rows):
-            held.pop((int(a), int(keys[row, a])))
-            held_bytes -= int(entry_bytes[a])
+        for gone in np.flatnonzero(next_use[row] == n_rows).tolist():
+            held.pop((gone, int(keys[row, gone])))
+            held_bytes -= int(entry_bytes[gone])
         if held_bytes > max_bytes:
             held_bytes -= _evict(held, keys, next_use, last_use, entry_bytes, held_bytes - max_bytes)
     batches, sizes = _batches(np.array(windows), np.array(origin), batch_sizes)
@@ -234,7 +239,7 @@ class ForwardCounts:
 
 def count_forwards(rows: NDArray[np.bool_], incidence: Incidence, jobs: JobPlan) -> ForwardCounts:
     """Count passes without reuse, with the published cache, and planned. See `ForwardCounts`."""
-    field = incidence.member.any(axis=1)
+    field = np.asarray(incidence.member.any(axis=1))
     field[incidence.active] = True
     member = incidence.member[field].astype(np.float32)
     masked = 0

@@ -104,16 +104,14 @@ def monai_window_plan(inferer: SlidingWindowInferer, image: torch.Tensor) -> Win
         raise ValueError(f"the image has shape {tuple(image.shape)}; expected channel-first (C, H, W, D).")
     if inferer.buffer_steps:
         raise ValueError(
-            f"the inferer buffers its windows (buffer_steps={inferer.buffer_steps}), which adds them up in another order. "
-            "Use buffer_steps=None for explanations."
+            f"the inferer buffers its windows (buffer_steps={inferer.buffer_steps}), which adds them up in another "
+            "order. Use buffer_steps=None for explanations."
         )
     shape = tuple(int(n) for n in image.shape[1:])
     roi = tuple(int(n) for n in fall_back_tuple(inferer.roi_size, shape))
     overlap = ensure_tuple_rep(inferer.overlap, 3)
     padded = tuple(max(n, r) for n, r in zip(shape, roi, strict=True))
-    interval = [
-        r if r == n else max(int(r * (1 - o)), 1) for n, r, o in zip(padded, roi, overlap, strict=True)
-    ]
+    interval = [r if r == n else max(int(r * (1 - o)), 1) for n, r, o in zip(padded, roi, overlap, strict=True)]
     slices = dense_patch_slices(padded, roi, interval)
     starts = np.array([[s.start for s in window] for window in slices], dtype=np.int64)
     return WindowPlan(

@@ -120,7 +120,9 @@ def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[Coalit
     """
     m = int(units.sum())
     if units.shape != (plan.n_units,) or m == 0:
-        raise ValueError(f"units have shape {units.shape} with {m} chosen; expected ({plan.n_units},) and at least one.")
+        raise ValueError(
+            f"units have shape {units.shape} with {m} chosen; expected ({plan.n_units},) and at least one."
+        )
     if m == plan.n_units:
         return plan, np.arange(plan.n_evaluations)
     if m == 1:
@@ -129,7 +131,9 @@ def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[Coalit
     if plan.method == "exact":
         # every coalition of the chosen units, the others kept; ascending bit masks stay ascending
         kept = np.flatnonzero(plan.rows[:, ~units].all(axis=1))
-        return CoalitionPlan(np.ascontiguousarray(plan.rows[kept][:, units]), "exact", plan.seed, reason=plan.reason), kept
+        return CoalitionPlan(
+            np.ascontiguousarray(plan.rows[kept][:, units]), "exact", plan.seed, reason=plan.reason
+        ), kept
     size = plan.rows[2:, units].sum(axis=1)
     kept = np.concatenate([[0, 1], 2 + np.flatnonzero((size > 0) & (size < m))])
     rows = np.ascontiguousarray(plan.rows[kept][:, units])
@@ -160,8 +164,9 @@ def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
         raise ValueError("one unit needs no sampling: use method 'exact' (2 coalitions).")
     if n_pairs < least:
         raise ValueError(
-            f"a budget of {budget} gives {n_pairs} pairs of coalitions for {n_units} units; paired regression needs at "
-            f"least {least}. Raise the budget to {2 * least} or more ({8 * n_units} is a good start), or use larger units."
+            f"a budget of {budget} gives {n_pairs} pairs of coalitions for {n_units} units; paired regression needs "
+            f"at least {least}. Raise the budget to {2 * least} or more ({8 * n_units} is a good start), or use larger "
+            "units."
         )
     pairs = _distinct_pairs(n_units, n_pairs, seed)
     rows = np.empty((2 + 2 * n_pairs, n_units), dtype=bool)
@@ -177,7 +182,9 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     if n_units == 1:
         raise ValueError("one unit needs no sampling: use method 'exact' (2 coalitions).")
     if budget < n_units:
-        raise ValueError(f"a budget of {budget} is below the number of units, {n_units}: the regression has no solution.")
+        raise ValueError(
+            f"a budget of {budget} is below the number of units, {n_units}: the regression has no solution."
+        )
     rng = np.random.Generator(np.random.Philox(key=_key(seed, n_units)))
     sizes = np.arange(1, n_units)
     law = 1.0 / (sizes * (n_units - sizes))
@@ -189,7 +196,7 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
 
 
 def _key(seed: int, n_units: int) -> NDArray[np.uint64]:
-    return np.random.SeedSequence([seed, n_units]).generate_state(2, np.uint64)
+    return np.asarray(np.random.SeedSequence([seed, n_units]).generate_state(2, np.uint64), dtype=np.uint64)
 
 
 def _candidates(n_units: int, seed: int, block: int) -> NDArray[np.bool_]:

@@ -48,9 +48,7 @@ class ShapleyEstimate:
         return self.values.sum(axis=0) - (self.full - self.empty)
 
 
-def estimate_shapley(
-    game: Game, n_units: int, budget: int, method: str = "auto", seed: int = 0
-) -> ShapleyEstimate:
+def estimate_shapley(game: Game, n_units: int, budget: int, method: str = "auto", seed: int = 0) -> ShapleyEstimate:
     """Shapley values of a game from at most ``budget`` coalitions (plus the empty and the full one).
 
     Args:
@@ -86,16 +84,16 @@ def solve(plan: CoalitionPlan, scores: NDArray[np.floating]) -> ShapleyEstimate:
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != plan.n_evaluations:
-        raise ValueError(f"scores have shape {np.shape(scores)}; expected ({plan.n_evaluations}, T), a row a coalition.")
+        raise ValueError(
+            f"scores have shape {np.shape(scores)}; expected ({plan.n_evaluations}, T), a row a coalition."
+        )
     if not np.isfinite(table).all():
         row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise ValueError(f"coalition {row} of the plan has a score that is not finite: {table[row].tolist()}.")
     full, empty = table[plan.full_row], table[plan.empty_row]
     if plan.method == "exact":
         values = exact_shapley(table)
-        diagnostics: dict[str, Any] = {
-            "condition_number": 1.0, "rank": plan.n_units, "residual_dof": 0, "warnings": []
-        }
+        diagnostics: dict[str, Any] = {"condition_number": 1.0, "rank": plan.n_units, "residual_dof": 0, "warnings": []}
         return ShapleyEstimate(values, np.zeros_like(values), plan.n_evaluations, "exact", full, empty, diagnostics)
     signs, target = _design(plan, table, full, empty)
     values, errors, diagnostics = _constrained_fit(signs, target, full - empty, plan.weights, plan.inclusion)
@@ -111,7 +109,7 @@ def _design(
     members share is the even part of the game, which no Shapley value contains.
     """
     if plan.method == "kernelshap":
-        return 2.0 * plan.rows[2::2] - 1.0, table[2::2] - table[3::2]
+        return np.where(plan.rows[2::2], 1.0, -1.0), table[2::2] - table[3::2]
     return plan.rows[2:].astype(np.float64), table[2:] - empty
 
 

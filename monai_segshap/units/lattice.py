@@ -20,7 +20,7 @@ def fcc_labels(
     spacing_mm: Sequence[float],
     scale_mm: float,
     *,
-    origin_mm: Sequence[float] | None = None,
+    origin_mm: Sequence[float] | NDArray[np.float64] | None = None,
     scale_definition: str = "spacing",
 ) -> NDArray[np.int32]:
     """Label each voxel with its nearest center of a face-centered cubic lattice (paper 000, section III-B).

@@ -67,7 +67,7 @@ class Partition:
     @property
     def volumes_ml(self) -> NDArray[np.float64]:
         """float64 (M,): volume of each unit in ml."""
-        return self.voxels * self.grid.voxel_ml
+        return np.asarray(self.voxels * self.grid.voxel_ml, dtype=np.float64)
 
     @property
     def centroids_mm(self) -> NDArray[np.float64]:
@@ -85,14 +85,18 @@ class Partition:
     def colors(self) -> NDArray[np.uint8]:
         """uint8 (M, 3): a distinct RGB color for each unit, the same in every run."""
         hues = [(i * 0.61803398875) % 1.0 for i in range(self.n_units)]
-        rgb = [colorsys.hsv_to_rgb(h, (0.55, 0.75, 0.95)[i % 3], (0.95, 0.85, 0.7)[i // 3 % 3]) for i, h in enumerate(hues)]
+        rgb = [
+            colorsys.hsv_to_rgb(h, (0.55, 0.75, 0.95)[i % 3], (0.95, 0.85, 0.7)[i // 3 % 3]) for i, h in enumerate(hues)
+        ]
         return np.round(np.array(rgb).reshape(-1, 3) * 255).astype(np.uint8)
 
     def to_metatensor(self) -> MetaTensor:
         """Labels as an int32 `MetaTensor` (1, H, W, D) that carries names and kind in its meta data."""
         record = {"names": self.names, "kind": self.kind, "organs": self.organs, "skipped": self.skipped}
         meta = {_META_KEY: json.dumps(record)}
-        return MetaTensor(torch.from_numpy(self.labels.copy())[None], affine=torch.as_tensor(self.grid.affine), meta=meta)
+        return MetaTensor(
+            torch.from_numpy(self.labels.copy())[None], affine=torch.as_tensor(self.grid.affine), meta=meta
+        )
 
     @classmethod
     def from_metatensor(cls, volume: torch.Tensor) -> Partition:
@@ -110,7 +114,12 @@ class Partition:
             return partition_from_labels(labels, grid, kind="labels")
         read = json.loads(record)
         return cls(
-            labels.astype(np.int32), tuple(read["names"]), grid, read["kind"], tuple(read["organs"]), tuple(read["skipped"])
+            labels.astype(np.int32),
+            tuple(read["names"]),
+            grid,
+            read["kind"],
+            tuple(read["organs"]),
+            tuple(read["skipped"]),
         )
 
 
@@ -148,7 +157,9 @@ def partition_from_labels(
         raise ValueError(f"labels hold {int(numbers[0])}; expected 0 (never perturbed) and positive numbers.")
     numbers = numbers[numbers > 0]
     if len(numbers) == 0:
-        raise ValueError(f"the {kind} partition has no unit: every voxel is 0. Check the label map and the receptive field.")
+        raise ValueError(
+            f"the {kind} partition has no unit: every voxel is 0. Check the label map and the receptive field."
+        )
     table = np.zeros(int(numbers[-1]) + 1, dtype=np.int32)
     table[numbers] = np.arange(1, len(numbers) + 1)
     names = names or {}

@@ -1,0 +1,42 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Dictionary and array transforms, from `LoadImaged` to `SaveImaged`."""
+
+from __future__ import annotations
+
+from monai_segshap.transforms.checks import CheckImaged, MatchGridd
+from monai_segshap.transforms.explain import KernelSHAPd, PredictLogitsd, SaveExplanationd, SelectRegiond
+from monai_segshap.transforms.units import (
+    UNIT_KINDS,
+    CubeUnits,
+    CubeUnitsd,
+    FCCUnits,
+    FCCUnitsd,
+    HybridUnits,
+    HybridUnitsd,
+    OrganUnits,
+    OrganUnitsd,
+    PredictedClassUnits,
+    PredictedClassUnitsd,
+    UnitsOfKindd,
+)
+
+__all__ = [
+    "UNIT_KINDS",
+    "CheckImaged",
+    "CubeUnits",
+    "CubeUnitsd",
+    "FCCUnits",
+    "FCCUnitsd",
+    "HybridUnits",
+    "HybridUnitsd",
+    "KernelSHAPd",
+    "MatchGridd",
+    "OrganUnits",
+    "OrganUnitsd",
+    "PredictLogitsd",
+    "PredictedClassUnits",
+    "PredictedClassUnitsd",
+    "SaveExplanationd",
+    "SelectRegiond",
+    "UnitsOfKindd",
+]

@@ -1,0 +1,316 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""From an image to an explanation inside a MONAI `Compose`: predict, choose regions, explain, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.networks.utils import eval_mode
+from monai.transforms import LoadImage, MapTransform
+from monai.utils import TransformBackends
+
+from monai_segshap.explainers import Explanation, KernelSHAPExplainer
+from monai_segshap.geometry import current_grid, source_grid
+from monai_segshap.inferers import monai_window_plan
+from monai_segshap.region import Region, RegionSpec, select_region
+from monai_segshap.units import Partition
+from monai_segshap.writers import format_table, write_explanation
+
+__all__ = ["KernelSHAPd", "PredictLogitsd", "SaveExplanationd", "SelectRegiond"]
+
+_REGION_META = "segshap_regions"
+
+
+class PredictLogitsd(MapTransform):
+    """Run the network over the whole image and keep its raw logits.
+
+    Args:
+        keys: the one key of the image (C, H, W, D), network space.
+        network: maps (B, C, *roi) to (B, classes, *roi).
+        inferer: for example a `SlidingWindowInferer`.
+        output_key: key of the logits (classes, H, W, D).
+        device: where the network runs; None: where the image is.
+        allow_missing_keys: as in MONAI.
+    """
+
+    backend = (TransformBackends.TORCH,)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        network: torch.nn.Module,
+        inferer: Inferer,
+        output_key: str = "pred",
+        device: torch.device | str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.network, self.inferer, self.output_key, self.device = network, inferer, output_key, device
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the logits to the dictionary."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            batch = image.as_subclass(torch.Tensor)[None].to(self.device or image.device)
+            with eval_mode(self.network):
+                logits = self.inferer(batch, self.network)[0]
+            d[self.output_key] = _like(logits, image)
+        return d
+
+
+class SelectRegiond(MapTransform):
+    """Choose what is explained, from the prediction.
+
+    Args:
+        keys: the one key of the prediction: logits (classes, H, W, D) before any post-processing.
+        target_class: index or name of the explained class, or a list of them.
+        region: see `monai_segshap.region.RegionSpec`, or a list; one of target_class and region may be a single value
+            for several of the other.
+        class_names: names of the classes, background first.
+        inferer: if given, the receptive field of the regions is added: the voxels that its windows see there.
+        image_key: image whose file grid voxel indices in ``region`` refer to.
+        output_key: key of the uint8 masks (regions, H, W, D).
+        field_key: key of the uint8 receptive field (1, H, W, D).
+        allow_missing_keys: as in MONAI.
+    """
+
+    backend = (TransformBackends.NUMPY,)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        target_class: int | str | Sequence[int | str],
+        region: Any = "largest",
+        class_names: Sequence[str] | None = None,
+        inferer: SlidingWindowInferer | None = None,
+        image_key: str = "image",
+        output_key: str = "region",
+        field_key: str = "receptive_field",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        targets: list[int | str] = [target_class] if isinstance(target_class, (int, str)) else list(target_class)
+        specs = [RegionSpec.parse(r) for r in (region if isinstance(region, (list, tuple)) else [region])]
+        count = max(len(targets), len(specs))
+        if len(targets) not in (1, count) or len(specs) not in (1, count):
+            raise ValueError(
+                f"got {len(targets)} target classes and {len(specs)} regions; expected equal numbers, or one."
+            )
+        self.targets = targets * count if len(targets) == 1 else targets
+        self.specs = specs * count if len(specs) == 1 else specs
+        self.class_names = list(class_names) if class_names is not None else None
+        self.inferer, self.image_key, self.output_key, self.field_key = inferer, image_key, output_key, field_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the region masks (and the receptive field) to the dictionary."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            logits, image = d[key], d[self.image_key]
+            if logits.shape[0] < 2:
+                raise ValueError(
+                    f"{key!r} has shape {tuple(logits.shape)}; expected logits of at least two classes, before "
+                    "argmax. A network with one output channel has no argmax; give it a background channel."
+                )
+            grid = current_grid(image)
+            prediction = logits.argmax(dim=0).cpu().as_subclass(torch.Tensor).numpy()
+            regions = [
+                self._region(prediction, target, spec, image, int(logits.shape[0]))
+                for target, spec in zip(self.targets, self.specs, strict=True)
+            ]
+            d[self.output_key] = _pack(regions, torch.as_tensor(grid.affine))
+            if self.inferer is not None:
+                plan = monai_window_plan(self.inferer, image.as_subclass(torch.Tensor))
+                field = plan.receptive_field([r.box for r in regions])
+                d[self.field_key] = MetaTensor(
+                    torch.from_numpy(field[None].astype(np.uint8)), affine=torch.as_tensor(grid.affine)
+                )
+        return d
+
+    def _region(
+        self, prediction: np.ndarray, target: int | str, spec: RegionSpec, image: torch.Tensor, n_classes: int
+    ) -> Region:
+        index = _class_index(target, self.class_names, n_classes)
+        name = self.class_names[index] if self.class_names and index < len(self.class_names) else None
+        mask = None
+        if spec.mask is not None:
+            loaded = LoadImage(image_only=True, ensure_channel_first=True)(spec.mask)
+            mask = (loaded.numpy()[0], current_grid(loaded))
+        return select_region(prediction, index, spec, current_grid(image), source_grid(image), mask, name)
+
+
+class KernelSHAPd(MapTransform):
+    """Explain the regions of a case with `monai_segshap.explainers.KernelSHAPExplainer`.
+
+    Args:
+        keys: the one key of the image, network space.
+        network: the explained network.
+        inferer: the deployed sliding-window inferer.
+        units_key: key of the units.
+        region_key: key of what `SelectRegiond` wrote.
+        pred_key: key of the raw logits.
+        class_names: names of the classes.
+        display_key: image for pictures, for example the CT in HU; default the image.
+        case: name of the case; default the name of the image file.
+        output_key: key of the list of explanations, one for each region.
+        map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
+        allow_missing_keys: as in MONAI.
+        options: of the explainer: scores, budget, method, seed, baseline, signal, device, max_bytes, progress.
+    """
+
+    backend = (TransformBackends.TORCH,)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        inferer: SlidingWindowInferer,
+        *,
+        units_key: str = "units",
+        region_key: str = "region",
+        pred_key: str = "pred",
+        class_names: Sequence[str] | None = None,
+        display_key: str | None = None,
+        case: str | None = None,
+        output_key: str = "explanations",
+        map_prefix: str = "attribution",
+        allow_missing_keys: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.explainer = KernelSHAPExplainer(network, inferer, **options)
+        self.units_key, self.region_key, self.pred_key = units_key, region_key, pred_key
+        self.class_names, self.display_key, self.case = class_names, display_key, case
+        self.output_key, self.map_prefix = output_key, map_prefix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add explanations and attribution maps to the dictionary."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            found = self.explainer(
+                image,
+                Partition.from_metatensor(d[self.units_key]),
+                _unpack(d[self.region_key]),
+                d[self.pred_key],
+                self.class_names,
+                case=self.case or _case_name(image),
+                display=d[self.display_key] if self.display_key else None,
+            )
+            d[self.output_key] = found
+            for score in self.explainer.scores:
+                maps = torch.from_numpy(np.stack([e.attribution_map(score) for e in found]))
+                d[f"{self.map_prefix}_{score}"] = _like(maps, image)
+        return d
+
+
+class SaveExplanationd(MapTransform):
+    """Write explanations to folders and print their tables.
+
+    One explanation goes to ``output_dir/CASE``; several of one case go to ``output_dir/CASE/NUMBER_CLASS``.
+
+    Args:
+        keys: keys of lists of explanations.
+        output_dir: see `monai_segshap.writers.write_explanation` for the files.
+        overview: whether to draw pictures.
+        print_table: whether to print the most important units.
+        allow_missing_keys: as in MONAI.
+    """
+
+    backend = (TransformBackends.NUMPY,)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        overview: bool = True,
+        print_table: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_dir, self.overview, self.print_table = Path(output_dir), overview, print_table
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write each explanation; the dictionary is returned unchanged."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            found: list[Explanation] = d[key]
+            for number, explanation in enumerate(found, start=1):
+                folder = self.output_dir / explanation.case
+                if len(found) > 1:
+                    folder = folder / f"{number}_{_file_name(explanation.target_name)}"
+                write_explanation(explanation, folder, self.overview)
+                if self.print_table:
+                    _report(explanation, folder)
+        return d
+
+
+def _report(explanation: Explanation, folder: Path) -> None:
+    lines = ["", format_table(explanation), ""]
+    lines += [f"note: {sentence}" for sentence in explanation.warnings]
+    counts, seconds = explanation.forwards, explanation.seconds
+    lines.append(
+        f"{counts.run} network passes (naive {counts.naive}, published cache {counts.published_cache}) in "
+        f"{seconds['total']:.0f} s; files in {folder}"
+    )
+    print("\n".join(lines), flush=True)
+
+
+def _class_index(target: int | str, names: Sequence[str] | None, n_classes: int) -> int:
+    if isinstance(target, str) and not target.lstrip("-").isdigit():
+        known = list(names or [])
+        if target not in known[:n_classes]:
+            raise ValueError(
+                f"target class {target!r} is not among the class names {known[:n_classes]} of the {n_classes} classes; "
+                "give its number, or class_names that fit the network."
+            )
+        return known.index(target)
+    index = int(target)
+    if not 0 <= index < n_classes:
+        raise ValueError(f"target class {index} is none of the network's {n_classes} classes (0 to {n_classes - 1}).")
+    return index
+
+
+def _like(volume: torch.Tensor, image: torch.Tensor) -> MetaTensor:
+    """A volume on an image's grid, with its file information, so that `Invertd` and `SaveImaged` find the way back."""
+    if isinstance(image, MetaTensor):
+        return MetaTensor(volume, meta=dict(image.meta), applied_operations=list(image.applied_operations))
+    return MetaTensor(volume, affine=torch.as_tensor(current_grid(image).affine))
+
+
+def _pack(regions: Sequence[Region], affine: torch.Tensor) -> MetaTensor:
+    masks = torch.from_numpy(np.stack([r.mask for r in regions]).astype(np.uint8))
+    record = [{"mode": r.mode, "target": r.target, "target_voxels": r.target_voxels} for r in regions]
+    return MetaTensor(masks, affine=affine, meta={_REGION_META: json.dumps(record)})
+
+
+def _unpack(volume: torch.Tensor) -> list[Region]:
+    record = volume.meta.get(_REGION_META) if isinstance(volume, MetaTensor) else None
+    if record is None:
+        raise ValueError("the region carries no target class; make it with SelectRegiond.")
+    masks = volume.cpu().as_subclass(torch.Tensor).numpy() > 0
+    return [Region(mask, **fields) for mask, fields in zip(masks, json.loads(record), strict=True)]
+
+
+def _case_name(image: torch.Tensor) -> str:
+    source = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    if isinstance(source, (list, tuple)):
+        source = source[0]
+    if not source:
+        return "case"
+    name = Path(str(source)).name
+    for ending in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)

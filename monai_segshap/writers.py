@@ -1,0 +1,154 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Write an explanation as files: JSON, table, NIfTI maps on the image's own grid, colors for 3D Slicer, pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monai_segshap.explainers import Explanation
+from monai_segshap.games import SCORES
+from monai_segshap.visualize import save_overview
+
+__all__ = ["format_table", "write_explanation"]
+
+
+def write_explanation(explanation: Explanation, folder: str | Path, overview: bool = True) -> dict[str, Path]:
+    """Write all files of an explanation; either all of them appear or none.
+
+    ``explanation.json``, ``attributions.csv``, ``attribution_SCORE.nii.gz`` (float32, unit of the score),
+    ``units.nii.gz``, ``prediction.nii.gz``, ``region.nii.gz`` (labels), ``units_colors.csv`` (3D Slicer colors), and
+    ``overview.png`` for the first score with ``overview_SCORE.png`` for each further one. Volumes have the shape and
+    affine of the image file.
+
+    Args:
+        explanation: what to write.
+        folder: made if absent; files of an earlier run are replaced, other files stay.
+        overview: whether to draw the pictures (needs matplotlib).
+
+    Returns:
+        file name -> path.
+
+    Raises:
+        OSError: if the folder can not be written; nothing half-written stays.
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = not target.exists()
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        for write in _writers(explanation, overview):
+            write(staging)
+        target.mkdir(exist_ok=True)
+        # the JSON comes last: where it stands, everything else does
+        names = sorted((p.name for p in staging.iterdir()), key=lambda n: (n == "explanation.json", n))
+        for name in names:
+            os.replace(staging / name, target / name)
+    except BaseException:
+        if made and target.exists() and not any(target.iterdir()):
+            target.rmdir()
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {name: target / name for name in names}
+
+
+def format_table(explanation: Explanation, n_units: int = 10) -> str:
+    """The most important units as text: value and half-width of the 95 % interval, for each score.
+
+    Args:
+        explanation: what to show.
+        n_units: rows, ordered by the first score.
+    """
+    lead = explanation.scores[0]
+    frame = explanation.table(sort_by=lead).head(n_units)
+    rows = {"unit": frame["name"], "ml": frame["volume_ml"].map(lambda v: f"{v:.1f}")}
+    for score in explanation.scores:
+        half = 1.96 * frame[f"{score}_se"]
+        rows[score] = [f"{v:+.4f}" + (f" ±{h:.4f}" if h > 0 else "") for v, h in zip(frame[score], half, strict=True)]
+    certainty = "exact" if not explanation.standard_errors.any() else "± half-width of the 95 % interval"
+    return (
+        f"{explanation.case}: why is this {explanation.target_name}? {len(frame)} of "
+        f"{explanation.partition.n_units} {explanation.partition.kind} units, by |{lead}|; {certainty}\n"
+        + pd.DataFrame(rows).to_string(index=False)
+    )
+
+
+def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], None]]:
+    def tables(folder: Path) -> None:
+        text = json.dumps(explanation.to_dict(), indent=2, allow_nan=False)
+        (folder / "explanation.json").write_text(text + "\n", encoding="utf-8")
+        explanation.table().to_csv(folder / "attributions.csv", index=False)
+        _slicer_colors(explanation).to_csv(folder / "units_colors.csv", index=False)
+
+    def volumes(folder: Path) -> None:
+        labels = explanation.partition.labels
+        _save(explanation, labels.astype(np.int16 if labels.max() < 32768 else np.int32), folder / "units.nii.gz")
+        classes = explanation.prediction
+        _save(explanation, classes.astype(np.uint8 if classes.max() < 256 else np.int16), folder / "prediction.nii.gz")
+        _save(explanation, explanation.region.mask.astype(np.uint8), folder / "region.nii.gz")
+        for score in explanation.scores:
+            _save(explanation, explanation.attribution_map(score), folder / f"attribution_{score}.nii.gz")
+
+    def pictures(folder: Path) -> None:
+        for number, score in enumerate(explanation.scores):
+            _draw(explanation, score, folder / ("overview.png" if number == 0 else f"overview_{score}.png"))
+
+    return [tables, volumes, pictures] if overview else [tables, volumes]
+
+
+def _save(explanation: Explanation, volume: NDArray[np.generic], path: Path) -> None:
+    image = nib.Nifti1Image(explanation.on_file_grid(volume), explanation.file_grid.affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _slicer_colors(explanation: Explanation) -> pd.DataFrame:
+    colors = explanation.partition.colors
+    return pd.DataFrame(
+        {
+            "LabelValue": np.arange(1, explanation.partition.n_units + 1),
+            "Name": explanation.partition.names,
+            "Color_R": colors[:, 0],
+            "Color_G": colors[:, 1],
+            "Color_B": colors[:, 2],
+        }
+    )
+
+
+def _draw(explanation: Explanation, score: str, path: Path) -> None:
+    t = explanation.score_index(score)
+    effective = explanation.baseline
+    removed = f"{effective['hu']:g} HU" if effective.get("hu") is not None else effective["kind"]
+    counts = explanation.forwards
+    notes = (
+        f"{explanation.method}, {explanation.evaluations} coalitions, {counts.run} network passes (naive "
+        f"{counts.naive}); removed units become {removed}\n"
+        f"score {explanation.full[t]:.4g} with all units, {explanation.empty[t]:.4g} with none; "
+        f"efficiency gap {explanation.efficiency_gap[t]:.1e}"
+    )
+    save_overview(
+        path,
+        explanation.on_file_grid(explanation.image, fill=float(explanation.image.min())),
+        explanation.on_file_grid(explanation.attribution_map(score)),
+        explanation.on_file_grid(explanation.region.mask.astype(np.uint8)).astype(bool),
+        explanation.file_grid.affine,
+        names=explanation.partition.names,
+        values=explanation.values[:, t],
+        standard_errors=explanation.standard_errors[:, t],
+        score_label=SCORES[score].label,
+        title=f"{explanation.case}: why is this {explanation.target_name}?",
+        notes=notes,
+        prediction=explanation.on_file_grid((explanation.prediction == explanation.target).astype(np.uint8)).astype(
+            bool
+        ),
+    )
