@@ -44,8 +44,8 @@ class CheckImaged(MapTransform):
             bad = ~torch.isfinite(image)
             if bool(bad.any()):
                 raise ValueError(
-                    f"{key!r} holds {int(bad.sum())} values that are not finite (NaN or infinite), the first at "
-                    f"channel, voxel {torch.nonzero(bad)[0].tolist()}. Replace them in the file, for example by -1024 HU."
+                    f"{key!r} holds {int(bad.sum())} values that are not finite (NaN or infinite), first at "
+                    f"channel, voxel {torch.nonzero(bad)[0].tolist()}. Replace them in the file, for example by -1024."
                 )
         return d
 
