@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "score_warnings"]
+__all__ = ["SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "check_scores", "score_warnings"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,7 @@ class RegionGame:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        unknown = [s for s in self.scores if s not in SCORES]
-        if unknown or not self.scores:
-            raise ValueError(f"unknown scores {unknown}; expected some of {', '.join(SCORES)}.")
-        if len(set(self.scores)) != len(self.scores):
-            raise ValueError(f"scores {list(self.scores)} repeat.")
-        if self.signal not in SIGNALS:
-            raise ValueError(f"unknown signal {self.signal!r}; expected one of {', '.join(SIGNALS)}.")
+        check_scores(self.scores, self.signal)
         if self.mask.shape != self.reference.shape:
             raise ValueError(f"mask {tuple(self.mask.shape)} and reference {tuple(self.reference.shape)} differ.")
         if not bool(self.mask.any()):
@@ -87,7 +81,15 @@ class RegionGame:
 
         Returns:
             float64 (T,), in the order of ``scores``.
+
+        Raises:
+            ValueError: for logits that are not finite.
         """
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(
+                "the network returns logits that are not finite (NaN or infinite) for a coalition of units; it breaks "
+                "down for such an input. Try another baseline."
+            )
         predicted = (logits.argmax(dim=0) == self.target) & self.mask
         hit = predicted & self.reference
         extra = predicted & ~self.reference
@@ -112,6 +114,21 @@ class RegionGame:
             return torch.softmax(logits.float(), dim=0)[self.target]
         others = torch.cat([logits[: self.target], logits[self.target + 1 :]]).amax(dim=0)
         return logits[self.target] - others
+
+
+def check_scores(scores: Sequence[str], signal: str) -> None:
+    """Raise for unknown, repeated or no scores, or an unknown signal.
+
+    Raises:
+        ValueError: with the names that exist.
+    """
+    unknown = [s for s in scores if s not in SCORES]
+    if unknown or not scores:
+        raise ValueError(f"unknown scores {unknown}; expected some of {', '.join(SCORES)}.")
+    if len(set(scores)) != len(scores):
+        raise ValueError(f"scores {list(scores)} repeat.")
+    if signal not in SIGNALS:
+        raise ValueError(f"unknown signal {signal!r}; expected one of {', '.join(SIGNALS)}.")
 
 
 def score_warnings(

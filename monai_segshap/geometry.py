@@ -14,7 +14,7 @@ from scipy import ndimage
 __all__ = ["VoxelGrid", "current_grid", "require_unsheared", "resample_nearest", "source_grid"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VoxelGrid:
     """A regular grid: shape in voxels and the affine from voxel indices to RAS mm.
 

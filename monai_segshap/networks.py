@@ -4,15 +4,35 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load_weights"]
+__all__ = ["evaluation_mode", "load_weights"]
 
 _NESTED = ("model", "state_dict", "network_weights")
+
+
+@contextmanager
+def evaluation_mode(network: Any) -> Iterator[None]:
+    """Run a network in eval mode without gradients; afterwards every submodule is in the mode that it was in.
+
+    Args:
+        network: a module, or any callable (then only gradients are switched off).
+    """
+    modules = list(network.modules()) if isinstance(network, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:

@@ -117,7 +117,7 @@ class LocalMeanBaseline(Baseline):
     """The mean of a box around each voxel. Local: the mean is of the unperturbed image.
 
     Attributes:
-        size_mm: edge of the box, mm.
+        size_mm: edge of the box, mm; the nearest odd number of voxels is taken.
     """
 
     kind: ClassVar[str] = "local_mean"
@@ -125,7 +125,7 @@ class LocalMeanBaseline(Baseline):
 
     def fill(self, image: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
         """See `Baseline.fill`."""
-        size = [max(1, 2 * round(_positive(self.size_mm, "size_mm") / s / 2) + 1) for s in spacing_mm]
+        size = [max(1, 2 * round((_positive(self.size_mm, "size_mm") / s - 1) / 2) + 1) for s in spacing_mm]
         return _per_channel(image, lambda channel: ndimage.uniform_filter(channel, size, mode="nearest"))
 
     def describe(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def network_value(hu: float, intensity_transform: Callable[[Any], Any]) -> float
             image itself, percentiles): such a model has no fixed value for a HU.
     """
     alone = _apply(intensity_transform, np.full(64, hu))
-    beside = _apply(intensity_transform, np.concatenate([np.full(32, hu), np.linspace(*_HU_RANGE, 32)]))
+    beside = _apply(intensity_transform, np.concatenate([np.full(32, hu), np.linspace(hu - 3000, hu + 5000, 32)]))
     if not np.array_equal(alone[:32], beside[:32]) or len(np.unique(alone)) != 1:
         raise ValueError(
             f"the intensity transform maps {hu} HU to {alone[0]:.6g} in one image and to {beside[0]:.6g} in another, "
@@ -178,7 +178,7 @@ def _apply(transform: Callable[[Any], Any], hu: np.ndarray) -> np.ndarray:
 
 
 def _per_channel(image: torch.Tensor, operation: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
-    channels = [operation(channel.detach().cpu().numpy()) for channel in image.as_subclass(torch.Tensor)]
+    channels = [operation(channel.numpy()) for channel in image.detach().cpu().float().as_subclass(torch.Tensor)]
     return torch.as_tensor(np.stack(channels), dtype=image.dtype, device=image.device)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,10 @@ class RegionSpec:
         point_mm: for "nearest": RAS mm; either this or ``point_ijk``.
         box_ijk: for "box": ((i0, j0, k0), (i1, j1, k1)), both inside, in the image file.
         mask: for "mask": path of an image, on any grid; voxels above 0 are explained.
-        margin_mm: added on each side; default 10 for components, 0 for boxes and masks.
-        extent: "box" (default): the bounding box, so that false positives can appear in it; "component": the
-            component (or mask) alone, in which a false positive is impossible by definition.
+        margin_mm: added on each side; default 10 for the box of a component, otherwise 0.
+        extent: "box" (default): the bounding box of a component, so that false positives can appear in it;
+            "component": the component alone, in which a false positive is impossible by definition. A user's mask
+            is always taken as it is.
     """
 
     mode: str = "largest"
@@ -54,8 +55,12 @@ class RegionSpec:
             raise ValueError(f"unknown region mode {self.mode!r}; expected one of {', '.join(REGION_MODES)}.")
         if self.extent not in ("box", "component"):
             raise ValueError(f"region extent is {self.extent!r}; expected 'box' or 'component'.")
-        if self.rank < 1:
-            raise ValueError(f"region rank is {self.rank}; expected 1 (the largest component) or more.")
+        if isinstance(self.rank, bool) or int(self.rank) != self.rank or self.rank < 1:
+            raise ValueError(f"region rank is {self.rank}; expected 1 (the largest component), 2, ...")
+        if self.rank != 1 and self.mode != "component":
+            raise ValueError(f"region mode {self.mode!r} takes no rank (got {self.rank}); use mode 'component'.")
+        if self.point_ijk is not None and self.point_mm is not None:
+            raise ValueError("region has both point_ijk and point_mm; give one of them.")
         if self.margin_mm is not None and not 0 <= self.margin_mm < math.inf:
             raise ValueError(f"region margin_mm is {self.margin_mm}; expected millimeters of 0 or more.")
         needs = {"nearest": self.point_ijk or self.point_mm, "box": self.box_ijk, "mask": self.mask}
@@ -86,6 +91,8 @@ class RegionSpec:
             if len(corners) != 2:
                 raise ValueError(f"box_ijk is {spec['box_ijk']!r}; expected two corners [[i0, j0, k0], [i1, j1, k1]].")
             low, high = (_triple(c, "box_ijk") for c in corners)
+            if any(x != int(x) for x in (*low, *high)):
+                raise ValueError(f"box_ijk is {spec['box_ijk']!r}; expected whole voxel indices.")
             fields["box_ijk"] = (tuple(int(x) for x in low), tuple(int(x) for x in high))
         return cls(**fields)
 
@@ -94,7 +101,7 @@ class RegionSpec:
         """Margin in mm after the default of the mode."""
         if self.margin_mm is not None:
             return float(self.margin_mm)
-        return 10.0 if self.mode in ("largest", "component", "nearest") else 0.0
+        return 10.0 if self.mode in ("largest", "component", "nearest") and self.extent == "box" else 0.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ def select_region(
         core = _user_mask(user_mask, grid)
     else:
         core = _component(hit, spec, grid, file_grid, target_name or f"class {target}", prediction)
-    mask = core if spec.extent == "component" and spec.margin == 0 else _extend(core, spec, grid)
+    mask = _extend(core, spec, grid)
     return Region(mask, spec.mode, target, int((hit & mask).sum()))
 
 
@@ -267,6 +274,8 @@ def _require_voxels(mask: NDArray[np.bool_], what: str) -> NDArray[np.bool_]:
 
 
 def _triple(value: Any, key: str) -> tuple[float, float, float]:
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}; expected three finite numbers.")
     numbers = tuple(float(x) for x in value)
     if len(numbers) != 3 or not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"{key} is {value!r}; expected three finite numbers.")

@@ -153,6 +153,15 @@ def test_twice_as_coarse_takes_every_other_voxel(grid, volume):
     np.testing.assert_array_equal(resample_nearest(volume, grid, target), coarse)
 
 
+def test_ties_are_broken_alike_everywhere(volume):
+    grid = VoxelGrid(SHAPE, oblique())
+    index = np.diag([2.0, 2.0, 2.0, 1.0])
+    index[:3, 3] = 0.5
+    coarse = resample_nearest(volume, grid, VoxelGrid((3, 3, 4), grid.affine @ index))
+    choices = [volume[a : a + 6 : 2, b : b + 6 : 2, c : c + 8 : 2] for a, b, c in np.ndindex(2, 2, 2)]
+    assert any(coarse.shape == choice.shape and (coarse == choice).all() for choice in choices)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_grid_equals_the_voxelwise_nearest(grid, volume, seed):
     rng = np.random.default_rng(seed)

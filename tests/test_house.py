@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import monai
-import monai.bundle
 import pytest
 from monai.bundle.config_item import ComponentLocator
 
@@ -41,7 +39,7 @@ def _run(*command):
 
 def test_no_public_name_is_a_monai_name():
     _modules()
-    table = ComponentLocator().get_component_full_path
+    table = ComponentLocator().get_component_module_name
     clashes = {}
     names = {n for m in _modules() for n, o in vars(m).items() if getattr(o, "__module__", "") == m.__name__}
     for name in names:
@@ -68,23 +66,29 @@ def test_every_public_function_and_class_has_a_docstring():
     bare = []
     for path in (ROOT / "monai_segshap").rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                if not ast.get_docstring(node):
-                    bare.append(f"{path.name}:{node.name}")
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                bare.append(f"{path.name}:{node.name}")
     assert bare == []
 
 
 def test_files_start_with_the_license_and_stay_short():
-    long = [f"{p.name}: {len(p.read_text().splitlines())}" for p in (ROOT / "monai_segshap").rglob("*.py")
-            if len(p.read_text().splitlines()) > 400]
+    long = [
+        f"{p.name}: {len(p.read_text().splitlines())}"
+        for p in (ROOT / "monai_segshap").rglob("*.py")
+        if len(p.read_text().splitlines()) > 400
+    ]
     unlicensed = [str(p.relative_to(ROOT)) for p in _sources() if not p.read_text().startswith(LICENSE_LINE)]
     assert long == []
     assert unlicensed == []
 
 
 def test_input_is_never_validated_with_assert():
-    found = [str(p) for p in (ROOT / "monai_segshap").rglob("*.py")
-             if any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))))]
+    found = [
+        str(p)
+        for p in (ROOT / "monai_segshap").rglob("*.py")
+        if any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))))
+    ]
     assert found == []
 
 
@@ -127,5 +131,7 @@ def test_no_machine_paths_in_tracked_text():
     for name in listed:
         path = ROOT / name
         if name.endswith(endings) and path.exists():
-            found += [f"{name}: {m}" for m in re.findall(rf"(?<![\w.])/(?:{places})/\w+", path.read_text(encoding="utf-8"))]
+            found += [
+                f"{name}: {m}" for m in re.findall(rf"(?<![\w.])/(?:{places})/\w+", path.read_text(encoding="utf-8"))
+            ]
     assert found == []

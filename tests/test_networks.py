@@ -32,7 +32,7 @@ def test_another_network_is_named_with_its_shapes(saved):
 
 
 def test_missing_keys_are_counted(saved):
-    with pytest.raises(ValueError, match="missing \\['0.bias', '0.weight'\\] \\(2\\)"):
+    with pytest.raises(ValueError, match=r"missing \['0.bias', '0.weight'\] \(2\)"):
         load_weights(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3)), saved[1])
 
 

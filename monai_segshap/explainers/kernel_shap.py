@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from monai_segshap.explainers.explanation import Explanation, software_versions
-from monai_segshap.games import RegionGame, score_warnings
+from monai_segshap.games import RegionGame, check_scores, score_warnings
 from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, monai_window_plan
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region
 from monai_segshap.shapley import (
+    METHODS,
     CoalitionPlan,
     ShapleyEstimate,
     all_coalitions,
@@ -38,6 +39,15 @@ _MAX_COMPARED_UNITS = 12
 
 
 @dataclass(frozen=True)
+class _RegionView:
+    """One region's part of a sweep: the units that it sees, their coalitions, and the rows these come from."""
+
+    visible: NDArray[np.bool_]
+    coalitions: CoalitionPlan
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A case made ready: what will run, before any of it has."""
 
@@ -45,6 +55,7 @@ class _Prepared:
     coalitions: CoalitionPlan
     order: NDArray[np.int64]
     evaluation: EvaluationPlan
+    views: list[_RegionView]
 
 
 class KernelSHAPExplainer:
@@ -91,6 +102,9 @@ class KernelSHAPExplainer:
         self.device = device
         self.max_bytes = max_bytes
         self.progress = progress
+        check_scores(self.scores, signal)
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
         if not self.baseline.is_local:
             raise ValueError(
                 f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
@@ -135,11 +149,13 @@ class KernelSHAPExplainer:
         shown = image if display is None else display
         seconds = {"network": prepared.evaluator.network_seconds, "total": 0.0}
         found = []
-        for number, (region, game) in enumerate(zip(regions, games, strict=True)):
+        for number, (region, game, view) in enumerate(zip(regions, games, prepared.views, strict=True)):
             name = _class_name(region.target, class_names)
-            table = scores[:, number]
-            values, errors, estimate, visible = self._solve(prepared, table, region)
-            warnings = self._warnings(prepared, estimate, region, game, prediction, name, int(visible.sum()))
+            estimate = solve(view.coalitions, scores[view.rows, number])
+            values = np.zeros((partition.n_units, len(self.scores)))
+            errors = np.zeros_like(values)
+            values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
+            warnings = self._warnings(estimate, region, game, prediction, name, int(view.visible.sum()))
             found.append(
                 Explanation(
                     case=case,
@@ -147,12 +163,12 @@ class KernelSHAPExplainer:
                     target_name=name,
                     region=region,
                     partition=partition,
-                    visible=visible,
+                    visible=view.visible,
                     scores=self.scores,
                     values=values,
                     standard_errors=errors,
-                    full=table[prepared.coalitions.full_row],
-                    empty=table[prepared.coalitions.empty_row],
+                    full=estimate.full,
+                    empty=estimate.empty,
                     method=estimate.method,
                     evaluations=prepared.coalitions.n_evaluations,
                     seed=self.seed,
@@ -220,7 +236,8 @@ class KernelSHAPExplainer:
                 f"the replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
             )
         coalitions, evaluation, order = self._choose(evaluator, n_classes)
-        return _Prepared(evaluator, coalitions, order, evaluation)
+        views = [self._view(evaluator, coalitions, region) for region in regions]
+        return _Prepared(evaluator, coalitions, order, evaluation, views)
 
     def _choose(
         self, evaluator: CoalitionEvaluator, n_classes: int
@@ -265,36 +282,28 @@ class KernelSHAPExplainer:
         return games, scores
 
     def _game(self, region: Region, full_logits: torch.Tensor) -> RegionGame:
-        if not bool(torch.isfinite(full_logits).all()):
-            raise ValueError("the network returns logits that are not finite for the unperturbed image.")
         low, high = region.box
         mask = region.mask[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
         on_device = torch.from_numpy(np.ascontiguousarray(mask)).to(full_logits.device)
         reference = full_logits.argmax(dim=0) == region.target
         return RegionGame(on_device, reference, region.target, self.scores, self.signal)
 
-    def _solve(
-        self, prepared: _Prepared, table: NDArray[np.float64], region: Region
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], ShapleyEstimate, NDArray[np.bool_]]:
-        """Values and errors of all M units for one region; units that its windows do not see get exactly 0."""
-        plan = prepared.evaluator.plan
-        touching = np.isin(prepared.evaluator.incidence.active, plan.touching([region.box]))
-        seen = np.asarray(prepared.evaluator.incidence.live[touching].any(axis=0))
+    def _view(self, evaluator: CoalitionEvaluator, coalitions: CoalitionPlan, region: Region) -> _RegionView:
+        """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
+        touching = np.isin(evaluator.incidence.active, evaluator.plan.touching([region.box]))
+        seen = np.asarray(evaluator.incidence.live[touching].any(axis=0))
         if not seen.any():
-            raise ValueError(f"no unit changes a voxel of the windows that see the region {region.box}.")
-        coalitions, rows = restrict_plan(prepared.coalitions, seen)
-        estimate = solve(coalitions, table[rows])
-        anywhere = prepared.evaluator.visible
-        visible = np.zeros(len(anywhere), dtype=bool)
-        visible[np.flatnonzero(anywhere)[seen]] = True
-        values = np.zeros((len(anywhere), len(self.scores)))
-        errors = np.zeros_like(values)
-        values[visible], errors[visible] = estimate.values, estimate.standard_errors
-        return values, errors, estimate, visible
+            raise ValueError(
+                f"no unit changes a voxel of the windows that see the region {region.box}, unlike the other regions: "
+                "all its values would be 0. Leave it out, or choose other units."
+            )
+        visible = np.zeros(len(evaluator.visible), dtype=bool)
+        visible[np.flatnonzero(evaluator.visible)[seen]] = True
+        restricted, rows = restrict_plan(coalitions, seen)
+        return _RegionView(visible, restricted, rows)
 
     def _warnings(
         self,
-        prepared: _Prepared,
         estimate: ShapleyEstimate,
         region: Region,
         game: RegionGame,

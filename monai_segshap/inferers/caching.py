@@ -16,6 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["CacheInfo", "CachingSlidingWindowInferer", "UnitPerturbation"]
 
 
+#: Settings of the inferer on which the content or the batch of a window depends.
+_SETTINGS = ("roi_size", "sw_batch_size", "overlap", "padding_mode", "cval", "sw_device", "device", "with_coord")
+
+
 class UnitPerturbation:
     """An image whose units can be removed. Immutable: change the image and you need a new one.
 
@@ -179,9 +183,13 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         state: list[Any] = [id(network), id(perturbation)]
         if isinstance(network, torch.nn.Module):
             tensors = [*network.parameters(), *network.buffers()]
-            state += [(id(t), t._version) for t in tensors] + [m.training for m in network.modules()]
-        state += [id(a) for a in args] + [(k, id(v)) for k, v in sorted(kwargs.items())]
-        state += [torch.is_autocast_enabled(), perturbation.image._version, tuple(np.atleast_1d(self.roi_size))]
+            state += [_fingerprint(t) for t in tensors] + [m.training for m in network.modules()]
+        state += [id(a) for a in args] + [(k, id(v), getattr(v, "_version", 0)) for k, v in sorted(kwargs.items())]
+        state += [
+            torch.is_autocast_enabled(),
+            perturbation.image._version,
+            *(repr(getattr(self, s)) for s in _SETTINGS),
+        ]
         if tuple(state) != self._context:
             self.clear_cache()
             self._context = tuple(state)
@@ -200,33 +208,20 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         padded = _PaddedUnits(perturbation, tuple(masked.shape[2:]), self)
 
         def predictor(windows: torch.Tensor, coordinates: Sequence[Any], *a: Any, **k: Any) -> torch.Tensor:
-            keys = []
-            for slices in coordinates:
-                place = tuple((int(s.start), int(s.stop)) for s in (slices[0], *slices[2:]))
-                if place not in self._units_of_window:
-                    self._units_of_window[place] = padded.units(slices)
-                keys.append((place, np.packbits(row[self._units_of_window[place]]).tobytes()))
-            missing = [i for i, key in enumerate(keys) if key not in self._entries]
+            keys = self._keys(coordinates, padded, row)
             found = {i: self._entries[key] for i, key in enumerate(keys) if key in self._entries}
             for key in keys:
                 if key in self._entries:
                     self._entries.move_to_end(key)
-            if missing:
-                filled = missing + [missing[-1]] * (len(keys) - len(missing))
-                extra = ([coordinates[i] for i in filled],) if user_wants_coordinates else ()
-                # a full batch of misses goes through untouched, exactly as the parent would send it
-                batch = windows if len(missing) == len(keys) else windows[filled]
-                outputs = network(batch, *extra, *a, **k)
-                if not isinstance(outputs, torch.Tensor):
-                    raise TypeError(
-                        f"the network returned a {type(outputs).__name__}; the window cache needs one tensor. Wrap the "
-                        "network so that it returns the logits alone."
-                    )
-                for position, i in enumerate(missing):
-                    found[i] = outputs[position].detach().clone()
-                    self._store(keys[i], found[i])
-            self._hits += len(keys) - len(missing)
+            missing = [i for i in range(len(keys)) if i not in found]
+            self._hits += len(found)
             self._misses += len(missing)
+            if missing:
+                sent = (coordinates,) if user_wants_coordinates else ()
+                outputs = _run_missing(network, windows, missing, sent, a, k)
+                for i, logits in zip(missing, outputs, strict=False):
+                    found[i] = logits.detach().clone()
+                    self._store(keys[i], found[i])
             return torch.stack([found[i] for i in range(len(keys))])  # copies: the parent multiplies in place
 
         self.with_coord = True
@@ -234,6 +229,18 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
             return super().__call__(masked, predictor, *args, **kwargs)
         finally:
             self.with_coord = user_wants_coordinates
+
+    def _keys(
+        self, coordinates: Sequence[Any], padded: _PaddedUnits, row: NDArray[np.bool_]
+    ) -> list[tuple[tuple[tuple[int, int], ...], bytes]]:
+        """Place of each window, and the coalition restricted to its units."""
+        keys = []
+        for slices in coordinates:
+            place = tuple((int(s.start), int(s.stop)) for s in (slices[0], *slices[2:]))
+            if place not in self._units_of_window:
+                self._units_of_window[place] = padded.units(slices)
+            keys.append((place, np.packbits(row[self._units_of_window[place]]).tobytes()))
+        return keys
 
     def _store(self, key: tuple[Any, ...], logits: torch.Tensor) -> None:
         size = logits.element_size() * logits.numel()
@@ -244,6 +251,38 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
         while self._bytes > self.max_cache_bytes:
             _, dropped = self._entries.popitem(last=False)
             self._bytes -= dropped.element_size() * dropped.numel()
+
+
+def _run_missing(
+    network: Callable[..., Any],
+    windows: torch.Tensor,
+    missing: Sequence[int],
+    coordinates: tuple[Sequence[Any], ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Run some windows of a batch, filled up to the size of the batch; a full batch goes through untouched."""
+    if len(missing) < len(windows):
+        filled = [*missing, *[missing[-1]] * (len(windows) - len(missing))]
+        windows = windows[filled]
+        coordinates = tuple([c[i] for i in filled] for c in coordinates)
+        if "condition" in kwargs:
+            kwargs = {**kwargs, "condition": kwargs["condition"][filled]}
+    outputs = network(windows, *coordinates, *args, **kwargs)
+    if not isinstance(outputs, torch.Tensor):
+        raise TypeError(
+            f"the network returned a {type(outputs).__name__}; the window cache needs one tensor. Wrap the network so "
+            "that it returns the logits alone."
+        )
+    return outputs
+
+
+def _fingerprint(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Identity and content of a weight: fused optimizers and ``.data`` change it without a new version number."""
+    plain = tensor.detach().reshape(-1).contiguous()
+    whole = plain.view(torch.uint8).sum(dtype=torch.int64) if plain.numel() else torch.zeros(())
+    moment = torch.linalg.vector_norm(plain.to(torch.float64)) if plain.numel() else torch.zeros(())
+    return id(tensor), tensor._version, tuple(tensor.shape), int(whole), float(moment)
 
 
 class _PaddedUnits:

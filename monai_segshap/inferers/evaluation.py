@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from monai.networks.utils import eval_mode
 from numpy.typing import NDArray
 
 from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compute_incidence, count_forwards, plan_jobs
 from monai_segshap.inferers.window_plan import WindowPlan
+from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Box
 
 __all__ = ["CoalitionEvaluator", "EvaluationPlan"]
@@ -28,11 +28,13 @@ class EvaluationPlan:
 
     Attributes:
         rows: bool (K, M).
+        n_classes: channels of the network's output.
         jobs: the network passes.
         forwards: their number, with and without reuse.
     """
 
     rows: NDArray[np.bool_]
+    n_classes: int
     jobs: JobPlan
     forwards: ForwardCounts
 
@@ -53,7 +55,7 @@ class CoalitionEvaluator:
         fill: (C, H, W, D), replacement of removed voxels.
         boxes: the regions' boxes, image indices, both corners inside.
         device: where the network runs; default the image's.
-        max_bytes: bound for the logits held.
+        max_bytes: bound for the logits kept from one coalition to the next.
 
     Attributes:
         visible: bool (M,), units that change a voxel of a window that touches a region. Coalitions are of these.
@@ -86,6 +88,10 @@ class CoalitionEvaluator:
                 raise ValueError(f"the region's box {(low, high)} does not lie inside the image {plan.image_shape}.")
         if fill.shape != image.shape:
             raise ValueError(f"the fill has shape {tuple(fill.shape)}; expected the image's, {tuple(image.shape)}.")
+        if not bool(torch.isfinite(fill).all()):
+            raise ValueError(
+                "the baseline holds values that are not finite: a removed voxel would become NaN or infinite."
+            )
         self.network = network
         self.plan = plan
         self.device = torch.device(device) if device is not None else image.device
@@ -101,6 +107,7 @@ class CoalitionEvaluator:
         self._fill = plan.pad(fill.as_subclass(torch.Tensor), as_image=False).to(self.device)
         number = torch.from_numpy(np.concatenate([[0], np.cumsum(self.visible) * self.visible]))
         self._labels = plan.pad(number[labels.to(torch.int64)][None], as_image=False)[0].to(self.device)
+        self._scratch: torch.Tensor | None = None
         self._cuts = [[_cut(plan, int(w), box) for box in boxes] for w in active]
         self._box_shapes = [tuple(h - lo + 1 for lo, h in zip(*box, strict=True)) for box in boxes]
         self._stitch = plan.stitch_device or self.device
@@ -127,7 +134,7 @@ class CoalitionEvaluator:
             self._entry_voxels * n_classes * itemsize,
             self.max_bytes,
         )
-        return EvaluationPlan(rows, jobs, count_forwards(rows, self.incidence, jobs))
+        return EvaluationPlan(rows, n_classes, jobs, count_forwards(rows, self.incidence, jobs))
 
     def run(
         self, evaluation: EvaluationPlan, progress: Callable[[int], None] | None = None
@@ -146,17 +153,12 @@ class CoalitionEvaluator:
         expiry: dict[int, list[int]] = {}
         for job, last in enumerate(jobs.last_use):
             expiry.setdefault(int(last), []).append(job)
-        # a row is ready once the latest batch among its jobs has run
-        batch_of = np.empty(len(jobs.windows), dtype=np.int64)
-        for number, batch in enumerate(jobs.batches):
-            batch_of[list(batch)] = number
-        ready = np.maximum.accumulate(batch_of[jobs.uses].max(axis=1))
         row = 0
         for number, (batch, size) in enumerate(zip(jobs.batches, jobs.batch_sizes, strict=True)):
             self._run_batch(evaluation, batch, int(size), held)
             if progress is not None:
                 progress(int(size))
-            while row < len(ready) and ready[row] <= number:
+            while row < len(jobs.ready) and jobs.ready[row] <= number:
                 yield row, self._fuse([held[int(job)] for job in jobs.uses[row]])
                 for job in expiry.get(row, []):
                     del held[job]
@@ -170,20 +172,30 @@ class CoalitionEvaluator:
         self, evaluation: EvaluationPlan, batch: tuple[int, ...], size: int, held: dict[int, list[torch.Tensor]]
     ) -> None:
         jobs = evaluation.jobs
-        filled = [*batch, *[batch[-1]] * (size - len(batch))]
-        windows = torch.stack(
-            [self._content(int(jobs.windows[job]), evaluation.rows[jobs.rows[job]]) for job in filled]
-        )
+        windows = self._batch(evaluation, [*batch, *[batch[-1]] * (size - len(batch))])
         started = time.perf_counter()
-        with eval_mode(self.network):
+        with evaluation_mode(self.network):
             logits = self.network(windows)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.network_seconds += time.perf_counter() - started
         self.n_forwards += size
-        self._check(logits, size)
+        self._check(logits, size, evaluation.n_classes)
         for position, job in enumerate(batch):
             held[job] = self._weighted_cuts(int(jobs.windows[job]), logits[position])
+
+    def _batch(self, evaluation: EvaluationPlan, jobs: Sequence[int]) -> torch.Tensor:
+        """Input windows (B, C, *roi), in the memory layout in which the library sends them."""
+        windows, rows = evaluation.jobs.windows, evaluation.jobs.rows
+        contents = [self._content(int(windows[job]), evaluation.rows[rows[job]]) for job in jobs]
+        if len(jobs) > 1:
+            return torch.stack(contents)
+        # a batch of one is a view of the image there, and reductions round by the strides
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self._image)
+        place = (slice(None), *self.plan.window_slices(int(self.incidence.active[int(windows[jobs[0]])])))
+        self._scratch[place] = contents[0]
+        return self._scratch[place][None]
 
     def _content(self, active: int, row: NDArray[np.bool_]) -> torch.Tensor:
         part = self.plan.window_slices(int(self.incidence.active[active]))
@@ -193,14 +205,13 @@ class CoalitionEvaluator:
         place = (slice(None), *part)
         return torch.where(kept, self._image[place], self._fill[place])
 
-    def _check(self, logits: torch.Tensor, size: int) -> None:
-        expected = (size, *self.plan.roi_size)
-        got = (logits.shape[0], *logits.shape[2:]) if isinstance(logits, torch.Tensor) and logits.ndim == 5 else None
-        if got != expected:
-            came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    def _check(self, logits: torch.Tensor, size: int, n_classes: int) -> None:
+        expected = (size, n_classes, *self.plan.roi_size)
+        came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if came != expected:
             raise ValueError(
-                f"the network returned {came}; expected one tensor of shape ({size}, classes, "
-                f"{', '.join(str(n) for n in self.plan.roi_size)}): full-resolution logits."
+                f"the network returned {came} for a batch of windows; expected one tensor of shape {expected}: "
+                f"full-resolution logits of the {n_classes} classes of the whole-volume prediction."
             )
 
     def _weighted_cuts(self, active: int, logits: torch.Tensor) -> list[torch.Tensor]:

@@ -86,7 +86,8 @@ class JobPlan:
         last_use: int64 (J,), the last coalition that needs the job; its logits are dropped afterwards.
         batches: job numbers of each network batch.
         batch_sizes: int64 (number of batches,), windows that go through the network in each batch: fillers included.
-        peak_bytes: most bytes of logits held at once.
+        ready: int64 (K,), the batch after which each coalition can be fused, in order of the rows.
+        peak_bytes: most bytes of logits held at once during the run.
         repeated: jobs that run again because the byte bound was too small to keep their logits.
     """
 
@@ -96,6 +97,7 @@ class JobPlan:
     last_use: NDArray[np.int64]
     batches: tuple[tuple[int, ...], ...]
     batch_sizes: NDArray[np.int64]
+    ready: NDArray[np.int64]
     peak_bytes: int
     repeated: int
 
@@ -119,8 +121,9 @@ def plan_jobs(
         incidence: units of each window, for the same M units.
         batch_sizes: int64 (A,), batch size in which each active window runs.
         entry_bytes: int64 (A,), bytes of one window's logits inside the regions.
-        max_bytes: bound for the logits held. What does not fit is dropped, the entry needed last first (Belady 1966),
-            and run again.
+        max_bytes: bound for the logits kept from one coalition to the next. What does not fit is dropped, the entry
+            needed last first (Belady 1966), and run again. The logits of the coalitions in work come on top;
+            ``peak_bytes`` has them.
 
     Returns:
         the plan. ``n_forwards`` is what the run will need, exactly.
@@ -136,7 +139,7 @@ def plan_jobs(
     last_use: list[int] = []
     uses = np.empty((n_rows, n_active), dtype=np.int64)
     held: dict[tuple[int, int], int] = {}
-    held_bytes = peak = 0
+    held_bytes = 0
     for row in range(n_rows):
         for a in range(n_active):
             key = (a, int(keys[row, a]))
@@ -149,17 +152,52 @@ def plan_jobs(
             job = held[key]
             uses[row, a] = job
             last_use[job] = row
-        peak = max(peak, held_bytes)
         for gone in np.flatnonzero(next_use[row] == n_rows).tolist():
             held.pop((gone, int(keys[row, gone])))
             held_bytes -= int(entry_bytes[gone])
         if held_bytes > max_bytes:
             held_bytes -= _evict(held, keys, next_use, last_use, entry_bytes, held_bytes - max_bytes)
     batches, sizes = _batches(np.array(windows), np.array(origin), batch_sizes)
+    ready = _ready_after(uses, batches)
+    peak = _peak_bytes(np.array(last_use), batches, ready, entry_bytes[windows])
     distinct = sum(len(np.unique(keys[:, a])) for a in range(n_active))
     return JobPlan(
-        np.array(windows), np.array(origin), uses, np.array(last_use), batches, sizes, peak, len(windows) - distinct
+        np.array(windows),
+        np.array(origin),
+        uses,
+        np.array(last_use),
+        batches,
+        sizes,
+        ready,
+        peak,
+        len(windows) - distinct,
     )
+
+
+def _ready_after(uses: NDArray[np.int64], batches: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
+    """The batch after which each row has all its jobs, and so have all rows before it."""
+    batch_of = np.empty(sum(len(batch) for batch in batches), dtype=np.int64)
+    for number, batch in enumerate(batches):
+        batch_of[list(batch)] = number
+    return np.maximum.accumulate(batch_of[uses].max(axis=1))
+
+
+def _peak_bytes(
+    last_use: NDArray[np.int64],
+    batches: tuple[tuple[int, ...], ...],
+    ready: NDArray[np.int64],
+    job_bytes: NDArray[np.int64],
+) -> int:
+    """Most bytes held while batches run and rows are fused as they become ready."""
+    freed = np.bincount(last_use, weights=job_bytes, minlength=len(ready)).astype(np.int64)
+    held = peak = row = 0
+    for number, batch in enumerate(batches):
+        held += int(job_bytes[list(batch)].sum())
+        peak = max(peak, held)
+        while row < len(ready) and ready[row] <= number:
+            held -= int(freed[row])
+            row += 1
+    return peak
 
 
 def _next_uses(keys: NDArray[np.int64]) -> NDArray[np.int64]:

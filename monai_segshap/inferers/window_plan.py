@@ -74,15 +74,21 @@ class WindowPlan:
         return i, j, k
 
     def pad(self, volume: torch.Tensor, *, as_image: bool) -> torch.Tensor:
-        """Pad a (C, H, W, D) tensor as the library pads: the image with its mode and value, anything else with 0."""
+        """Pad a (C, H, W, D) tensor as the library pads.
+
+        With constant padding the image gets the plan's value and anything else 0: such voxels belong to no unit. With
+        reflected, replicated or circular padding everything follows the image, so that padding voxels belong to
+        the unit that they mirror.
+        """
         amounts: list[int] = []
         for axis in (2, 1, 0):
             extra = self.padded_shape[axis] - self.image_shape[axis]
             amounts += [self.low_padding[axis], extra - self.low_padding[axis]]
         if not any(amounts):
             return volume
-        if as_image and self.padding_mode != "constant":
-            return torch.nn.functional.pad(volume[None], amounts, mode=self.padding_mode)[0]
+        if self.padding_mode != "constant":
+            source = volume if volume.is_floating_point() else volume.to(torch.float64)
+            return torch.nn.functional.pad(source[None], amounts, mode=self.padding_mode)[0].to(volume.dtype)
         value = self.padding_value if as_image else 0
         return torch.nn.functional.pad(volume, amounts, mode="constant", value=value)
 
@@ -98,7 +104,8 @@ def monai_window_plan(inferer: SlidingWindowInferer, image: torch.Tensor) -> Win
         the plan; fusing its windows in order reproduces the inferer bit for bit.
 
     Raises:
-        ValueError: for a wrong number of axes, or an inferer with buffered stitching, whose order of additions differs.
+        ValueError: for a wrong number of axes, or an inferer with buffered stitching (its order of additions
+            differs), with coordinates, or with an overlap outside [0, 1).
     """
     if image.ndim != 4:
         raise ValueError(f"the image has shape {tuple(image.shape)}; expected channel-first (C, H, W, D).")
@@ -107,9 +114,18 @@ def monai_window_plan(inferer: SlidingWindowInferer, image: torch.Tensor) -> Win
             f"the inferer buffers its windows (buffer_steps={inferer.buffer_steps}), which adds them up in another "
             "order. Use buffer_steps=None for explanations."
         )
+    if inferer.with_coord:
+        raise ValueError(
+            "the inferer sends window coordinates to the network (with_coord=True); shared windows have none. Use a "
+            "network that does not need them, and with_coord=False."
+        )
+    if isinstance(inferer.roi_size, Sequence) and len(inferer.roi_size) != 3:
+        raise ValueError(f"the inferer's roi_size is {tuple(inferer.roi_size)}; expected three sizes for a 3D image.")
     shape = tuple(int(n) for n in image.shape[1:])
     roi = tuple(int(n) for n in fall_back_tuple(inferer.roi_size, shape))
     overlap = ensure_tuple_rep(inferer.overlap, 3)
+    if not all(0 <= o < 1 for o in overlap):
+        raise ValueError(f"the inferer's overlap is {overlap}; expected 0 or more and below 1 for each axis.")
     padded = tuple(max(n, r) for n, r in zip(shape, roi, strict=True))
     interval = [r if r == n else max(int(r * (1 - o)), 1) for n, r, o in zip(padded, roi, overlap, strict=True)]
     slices = dense_patch_slices(padded, roi, interval)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_segshap.shapley.design import pair_signs, require_determined
 from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions
 
 __all__ = ["METHODS", "CoalitionPlan", "default_budget", "plan_coalitions", "restrict_plan"]
@@ -80,7 +81,7 @@ def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int =
         method: "exact" (every coalition), "kernelshap" (distinct pairs of complements, sizes uniform),
             "published" (sizes by the Shapley kernel, with replacement, unpaired), or "auto": exact where
             ``2**M <= budget + 2``, otherwise kernelshap.
-        seed: integer >= 0. Pair j depends on (seed, M, j) alone, so that a larger budget extends a smaller one.
+        seed: integer >= 0. Pair j of kernelshap depends on (seed, M, j) alone: a larger budget extends a smaller one.
 
     Returns:
         the plan.
@@ -92,6 +93,8 @@ def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int =
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
     if n_units < 1:
         raise ValueError(f"got {n_units} units; there is nothing to explain without at least one.")
+    if budget < 0:
+        raise ValueError(f"budget is {budget}; expected a number of coalitions.")
     if seed < 0:
         raise ValueError(f"seed is {seed}; expected an integer >= 0.")
     enumerable = n_units <= MAX_EXACT_UNITS and 2**n_units <= budget + 2
@@ -105,8 +108,8 @@ def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int =
 def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[CoalitionPlan, NDArray[np.int64]]:
     """The plan as a game of fewer units sees it, all others being dummies of that game.
 
-    Restricted to some units, a coalition of uniform size is again of uniform size, and complements stay complements, so
-    that one sweep serves several regions with different visible units.
+    Complements stay complements and each pair keeps its weight, so that one sweep serves several regions with different
+    visible units.
 
     Args:
         plan: coalitions of M units.
@@ -138,12 +141,11 @@ def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[Coalit
     kept = np.concatenate([[0, 1], 2 + np.flatnonzero((size > 0) & (size < m))])
     rows = np.ascontiguousarray(plan.rows[kept][:, units])
     drawn = rows[2::2] if plan.method == "kernelshap" else rows[2:]
-    if len(drawn) < min(math.ceil(1.25 * m), 2 ** (m - 1) - 1):
-        raise ValueError(f"only {len(drawn)} informative coalitions are left for {m} units: raise the budget.")
-    size = drawn.sum(axis=1)
-    weights = 1.0 / (size * (m - size)) if plan.method == "kernelshap" else np.ones(len(drawn))
-    nothing = np.zeros(len(drawn))
-    return CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), nothing, plan.reason), kept
+    source = (kept[2::2] - 2) // 2 if plan.method == "kernelshap" else kept[2:] - 2
+    weights, inclusion = plan.weights[source], plan.inclusion[source]
+    regressors = pair_signs(drawn) if plan.method == "kernelshap" else drawn.astype(np.float64)
+    require_determined(regressors, weights, inclusion, plan.n_evaluations - 2)
+    return CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), inclusion, plan.reason), kept
 
 
 def _exact_plan(n_units: int, budget: int, seed: int, enumerable: bool) -> CoalitionPlan:
@@ -174,6 +176,7 @@ def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     rows[2::2], rows[3::2] = pairs, ~pairs
     inclusion = _inclusion(pairs.sum(axis=1), n_units)
     weights = _kernel(pairs.sum(axis=1), n_units) / inclusion
+    require_determined(pair_signs(pairs), weights, inclusion, budget)
     reason = f"{n_units} units have more coalitions than the budget of {budget}"
     return CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason)
 
@@ -191,6 +194,7 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     drawn = rng.choice(sizes, size=budget, p=law / law.sum())
     rank = rng.random((budget, n_units)).argsort(axis=1).argsort(axis=1)
     rows = np.concatenate([np.ones((1, n_units), bool), np.zeros((1, n_units), bool), rank < drawn[:, None]])
+    require_determined(rows[2:].astype(np.float64), np.ones(budget), np.zeros(budget), budget)
     reason = "asked for by name: kernel-law sizes, with replacement, unpaired"
     return CoalitionPlan(rows, "published", seed, np.ones(budget), np.zeros(budget), reason)
 
@@ -252,7 +256,6 @@ def _inclusion(size: NDArray[np.integer], n_units: int) -> NDArray[np.float64]:
     """
     smaller = np.minimum(size, n_units - size)
     counts = np.bincount(smaller, minlength=n_units // 2 + 1)
-    log_total = np.array([_log_comb(n_units, k) for k in range(n_units // 2 + 1)])
-    if n_units % 2 == 0:
-        log_total[-1] -= math.log(2.0)
-    return np.minimum(1.0, np.exp(np.log(np.maximum(counts, 1)) - log_total))[smaller]
+    halves = [2 if 2 * k == n_units else 1 for k in range(len(counts))]
+    share = [h * int(c) / math.comb(n_units, k) for k, (c, h) in enumerate(zip(counts, halves, strict=True))]
+    return np.array(share)[smaller]

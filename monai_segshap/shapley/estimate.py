@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_segshap.shapley.coalitions import CoalitionPlan, plan_coalitions
+from monai_segshap.shapley.design import decompose, pair_signs
 from monai_segshap.shapley.exact import exact_shapley
 
 __all__ = ["Game", "ShapleyEstimate", "estimate_shapley", "solve"]
@@ -109,7 +110,7 @@ def _design(
     members share is the even part of the game, which no Shapley value contains.
     """
     if plan.method == "kernelshap":
-        return np.where(plan.rows[2::2], 1.0, -1.0), table[2::2] - table[3::2]
+        return pair_signs(plan.rows[2::2]), table[2::2] - table[3::2]
     return plan.rows[2:].astype(np.float64), table[2:] - empty
 
 
@@ -127,27 +128,24 @@ def _constrained_fit(
     coalition has no sampling error.
     """
     n_rows, n_units = regressors.shape
-    rest = target - regressors.sum(axis=1, keepdims=True) * (total / n_units)
     root = np.sqrt(weights)[:, None]
-    projected = root * (regressors - regressors.mean(axis=1, keepdims=True))
-    left, singular, right = np.linalg.svd(projected, full_matrices=False)
-    rank = int((singular > singular[0] * max(projected.shape) * np.finfo(np.float64).eps).sum())
-    if rank < n_units - 1:
+    rest = root * (target - regressors.sum(axis=1, keepdims=True) * (total / n_units))
+    found = decompose(regressors, weights)
+    if found.rank < n_units - 1:
         raise ValueError(
-            f"the {n_rows} coalitions drawn determine only {rank} of {n_units - 1} free values: raise the budget."
+            f"the {n_rows} coalitions drawn determine only {found.rank} of {n_units - 1} free values: raise the budget."
         )
-    left, singular, right = left[:, : n_units - 1], singular[: n_units - 1], right[: n_units - 1]
-    inverse = (right.T / singular) @ left.T
-    free = inverse @ (root * rest)
+    inverse = (found.right.T / found.singular) @ found.left.T
+    free = inverse @ rest
     free -= free.mean(axis=0)
-    leverage = np.minimum((left**2).sum(axis=1), 1.0 - 1e-9)
-    residual = root * rest - projected @ free
-    spread = (residual / (1.0 - leverage)[:, None]) ** 2 * (1.0 - inclusion)[:, None]
+    residual = rest - root * (regressors - regressors.mean(axis=1, keepdims=True)) @ free
+    slack = np.where(inclusion < 1.0, 1.0 - found.leverage, 1.0)
+    spread = (residual / slack[:, None]) ** 2 * (1.0 - inclusion)[:, None]
     errors = np.sqrt((inverse**2) @ spread)
-    condition = float(singular[0] / singular[-1])
+    condition = float(found.singular[0] / found.singular[-1])
     diagnostics = {
         "condition_number": condition,
-        "rank": rank,
+        "rank": found.rank,
         "residual_dof": n_rows - (n_units - 1),
         "warnings": _fit_warnings(condition, n_rows, n_units, bool((inclusion >= 1.0).all())),
     }

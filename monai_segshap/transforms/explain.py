@@ -13,13 +13,13 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
-from monai.networks.utils import eval_mode
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import TransformBackends
 
 from monai_segshap.explainers import Explanation, KernelSHAPExplainer
 from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import monai_window_plan
+from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Region, RegionSpec, select_region
 from monai_segshap.units import Partition
 from monai_segshap.writers import format_table, write_explanation
@@ -61,7 +61,7 @@ class PredictLogitsd(MapTransform):
         for key in self.key_iterator(d):
             image = d[key]
             batch = image.as_subclass(torch.Tensor)[None].to(self.device or image.device)
-            with eval_mode(self.network):
+            with evaluation_mode(self.network):
                 logits = self.inferer(batch, self.network)[0]
             d[self.output_key] = _like(logits, image)
         return d

@@ -36,7 +36,7 @@ def load_label_names(source: str | Path | Mapping[Any, Any] | None) -> dict[int,
     path = Path(source)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot read organ names from {path}: {error}. Expected 'totalsegmentator' or a JSON file such as "
             '{"1": "spleen", "2": "liver"}.'
@@ -52,10 +52,9 @@ def _parse(content: Mapping[Any, Any], where: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for key, value in content.items():
         number, name = (key, value) if str(key).strip().lstrip("-").isdigit() else (value, key)
-        try:
-            number = int(number)
-        except (TypeError, ValueError):
-            raise ValueError(f"{where}: {key!r}: {value!r} pairs no number with a name.") from None
+        if isinstance(number, bool) or not str(number).strip().lstrip("-").isdigit():
+            raise ValueError(f"{where}: {key!r}: {value!r} pairs no number with a name.")
+        number = int(number)
         if number in names:
             raise ValueError(f"{where}: number {number} has two names, {names[number]!r} and {name!r}.")
         names[number] = str(name)

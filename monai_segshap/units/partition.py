@@ -94,9 +94,7 @@ class Partition:
         """Labels as an int32 `MetaTensor` (1, H, W, D) that carries names and kind in its meta data."""
         record = {"names": self.names, "kind": self.kind, "organs": self.organs, "skipped": self.skipped}
         meta = {_META_KEY: json.dumps(record)}
-        return MetaTensor(
-            torch.from_numpy(self.labels.copy())[None], affine=torch.as_tensor(self.grid.affine), meta=meta
-        )
+        return MetaTensor(torch.from_numpy(self.labels.copy())[None], affine=torch.tensor(self.grid.affine), meta=meta)
 
     @classmethod
     def from_metatensor(cls, volume: torch.Tensor) -> Partition:

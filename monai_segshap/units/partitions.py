@@ -174,7 +174,12 @@ def merge_fragments(partition: Partition, min_voxels: int) -> Partition:
 
     Returns:
         a partition with at most as many units; those that take others in keep their names.
+
+    Raises:
+        ValueError: for organs or classes, which have no part of the same organ to merge with.
     """
+    if partition.kind not in ("hybrid", "fcc", "cubes"):
+        raise ValueError(f"{partition.kind} units can not be merged without mixing what they name; use min_voxels=0.")
     labels = partition.labels.copy()
     organ = dict(enumerate(partition.organs if partition.kind == "hybrid" else [""] * partition.n_units, start=1))
     sizes = np.bincount(labels.ravel(), minlength=partition.n_units + 1)
@@ -237,11 +242,14 @@ def _center_mm(within: NDArray[np.bool_] | None, grid: VoxelGrid) -> NDArray[np.
 
 
 def _numbered(organs: Sequence[str]) -> list[str]:
+    """ "ORGAN 1", "ORGAN 2", ... for the pieces of an organ, skipping numbers that another organ's name already has."""
     total = {name: organs.count(name) for name in organs}
     seen: dict[str, int] = {}
     names = []
     for name in organs:
         seen[name] = seen.get(name, 0) + 1
+        while f"{name} {seen[name]}" in total:
+            seen[name] += 1
         names.append(name if total[name] == 1 else f"{name} {seen[name]}")
     return names
 

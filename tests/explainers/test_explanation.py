@@ -32,7 +32,11 @@ CROP = {"roi_start": [1, 2, 1], "roi_end": [4, 5, 4]}
 def load(path: Path, volume: np.ndarray, affine: np.ndarray, codes: str, crop: bool) -> Any:
     """Write a volume with its affine, and load it as a deployed pipeline does: channel first, turned, cropped."""
     nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), affine), path)
-    steps: list[Any] = [LoadImaged("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes=codes, labels=None)]
+    steps: list[Any] = [
+        LoadImaged("image"),
+        EnsureChannelFirstd("image"),
+        Orientationd("image", axcodes=codes, labels=None),
+    ]
     if crop:
         steps.append(SpatialCropd("image", **CROP))
     return Compose(steps)({"image": path})["image"]
@@ -53,7 +57,9 @@ def make_explanation() -> Callable[..., Explanation]:
             target=2,
             target_name="spleen",
             region=Region(mask, "box", 2, 3),
-            partition=partition_from_labels(labels, grid, "organs", names={1: "liver", 2: "aorta", 3: "rib"}, skipped=["pancreas"]),
+            partition=partition_from_labels(
+                labels, grid, "organs", names={1: "liver", 2: "aorta", 3: "rib"}, skipped=["pancreas"]
+            ),
             visible=np.array([True, False, True]),
             scores=("tp", "fp"),
             values=np.array([[0.5, -0.25], [0.0, 0.0], [-1.5, 1.0]]),
@@ -116,7 +122,13 @@ def test_record_says_what_was_computed(explanation):
     assert record["region"]["voxels"] == 4
     assert record["region"]["box_ijk"] == [[0, 1, 1], [1, 2, 1]]
     units = record["units"]
-    assert (units["kind"], units["count"], units["visible"], units["dummies"], units["skipped"]) == ("organs", 3, 2, 1, ["pancreas"])
+    assert (units["kind"], units["count"], units["visible"], units["dummies"], units["skipped"]) == (
+        "organs",
+        3,
+        2,
+        1,
+        ["pancreas"],
+    )
     assert record["scores"]["tp"] == {"full": 1.0, "empty": 2.0, "efficiency_gap": 0.0}
     assert record["scores"]["fp"] == {"full": 0.0, "empty": -0.5, "efficiency_gap": 0.25}
     first, second, third = record["attributions"]
@@ -126,7 +138,12 @@ def test_record_says_what_was_computed(explanation):
     assert (third["id"], third["name"], third["volume_ml"], third["fp_se"]) == (3, "rib", 0.06, 0.4)
     forwards = [record["forwards"][key] for key in ("naive", "published_cache", "planned", "run", "segmentation")]
     assert forwards == [100, 60, 40, 39, 18]
-    assert (record["method"], record["evaluations"], record["seed"], record["grid"]) == ("kernelshap", 62, 4, "deployed")
+    assert (record["method"], record["evaluations"], record["seed"], record["grid"]) == (
+        "kernelshap",
+        62,
+        4,
+        "deployed",
+    )
     assert record["warnings"] == ["be careful"]
     assert record["diagnostics"]["condition_number"] == 3.0
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
 from monai_segshap.explainers import Explanation, KernelSHAPExplainer
@@ -70,10 +71,14 @@ def blocks() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def make_setting(make_network: Callable[..., torch.nn.Module]) -> Callable[..., Setting]:
-    def build(labels: np.ndarray | None = None, kind: str = "conv", image: torch.Tensor | None = None, **inferer: Any) -> Setting:
+    def build(
+        labels: np.ndarray | None = None, kind: str = "conv", image: torch.Tensor | None = None, **inferer: Any
+    ) -> Setting:
         labels = blocks() if labels is None else labels
         noise = np.random.default_rng(0).normal(size=(1, *labels.shape)).astype(np.float32)
-        return Setting(torch.from_numpy(noise) if image is None else image, labels, make_network(kind), {**INFERER, **inferer})
+        return Setting(
+            torch.from_numpy(noise) if image is None else image, labels, make_network(kind), {**INFERER, **inferer}
+        )
 
     return build
 
@@ -145,7 +150,9 @@ def seven_units_of_a_small_image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=["windows", "one-window", "unet"])
-def brute(request: Any, make_setting: Callable[..., Setting]) -> tuple[Explanation, np.ndarray, dict[tuple[bool, ...], np.ndarray]]:
+def brute(
+    request: Any, make_setting: Callable[..., Setting]
+) -> tuple[Explanation, np.ndarray, dict[tuple[bool, ...], np.ndarray]]:
     """An explanation of seven units, of which number 4 equals its replacement, next to its brute force."""
     shape = (12, 7, 6) if request.param == "one-window" else SHAPE
     labels = seven_units() if shape == SHAPE else seven_units_of_a_small_image()
@@ -442,7 +449,11 @@ def test_units_on_another_grid_are_refused_with_both_grids(make_setting, change)
         explainer(setting.image, partition, [region_of(NEAR)], setting.logits)
 
 
-@pytest.mark.parametrize("logits", [torch.zeros(1, *SHAPE), torch.zeros(3, 23, 9, 10), torch.zeros(*SHAPE)], ids=lambda t: str(tuple(t.shape)))
+@pytest.mark.parametrize(
+    "logits",
+    [torch.zeros(1, *SHAPE), torch.zeros(3, 23, 9, 10), torch.zeros(*SHAPE)],
+    ids=lambda t: str(tuple(t.shape)),
+)
 def test_postprocessed_logits_are_refused(make_setting, logits):
     with pytest.raises(ValueError, match=r"the prediction has shape .* expected the network's raw output"):
         make_setting().explain([region_of(NEAR, target=0)], logits=logits)
@@ -495,7 +506,11 @@ def test_a_baseline_that_is_not_local_is_refused(make_setting):
         make_setting().explain([region_of(NEAR)], baseline=Inpainted())
 
 
-@pytest.mark.parametrize("options", [{"scores": ("tp", "iou")}, {"scores": ("tp", "tp")}, {"scores": ()}, {"method": "lime"}, {"signal": "loss"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"scores": ("tp", "iou")}, {"scores": ("tp", "tp")}, {"scores": ()}, {"method": "lime"}, {"signal": "loss"}],
+    ids=str,
+)
 def test_unknown_scores_methods_and_signals_are_refused_before_any_pass(make_setting, counting, options):
     setting = make_setting()
     network = counting(setting.network)
@@ -551,4 +566,51 @@ def test_network_that_breaks_down_is_refused(make_setting):
     setting = make_setting()
     broken = torch.nn.Sequential(setting.network, torch.nn.Threshold(1e9, float("nan")))
     with pytest.raises(ValueError, match="not finite"):
-        Setting(setting.image, setting.labels, broken, setting.inferer).explain([region_of(NEAR)], logits=setting.logits)
+        Setting(setting.image, setting.labels, broken, setting.inferer).explain(
+            [region_of(NEAR)], logits=setting.logits
+        )
+
+
+def test_a_network_that_breaks_down_for_a_perturbed_image_is_refused(make_setting):
+    # not a number is no largest logit: it would count as "not predicted" and give values without a warning
+    setting = make_setting()
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        removed = (windows == FILL).flatten(1).sum(dim=1).reshape(-1, 1, 1, 1, 1)
+        return torch.where(removed > 200, torch.nan, setting.network(windows))
+
+    with pytest.raises(ValueError, match="not finite"):
+        Setting(setting.image, setting.labels, network, setting.inferer).explain(
+            [region_of(NEAR)], logits=setting.logits
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_baseline_that_is_not_finite_is_refused(make_setting, value):
+    with pytest.raises(ValueError, match="not finite"):
+        make_setting().explain([region_of(NEAR)], baseline=ConstantBaseline(value))
+
+
+def test_a_region_without_visible_units_among_others_is_refused_before_any_pass(make_setting, counting):
+    setting = make_setting(np.where(blocks() <= 6, blocks(), 0))
+    network = counting(setting.network)
+    with pytest.raises(ValueError, match="no unit changes a voxel"):
+        Setting(setting.image, setting.labels, network, setting.inferer).explain(
+            [region_of(NEAR), region_of(FAR)], logits=setting.logits
+        )
+    assert network.n_windows == 0
+
+
+def test_metatensors_are_explained_on_their_own_grid(make_setting):
+    setting, region = make_setting(), region_of(NEAR)
+    affine = np.array([[-2.0, 0, 0, 30], [0, -3, 0, 40], [0, 0, 5, -50], [0, 0, 0, 1]])
+    image = MetaTensor(setting.image, affine=torch.from_numpy(affine))
+    partition = partition_from_labels(setting.labels, VoxelGrid(SHAPE, affine), "blocks")
+    explainer = KernelSHAPExplainer(
+        setting.network, SlidingWindowInferer(**INFERER), baseline=ConstantBaseline(FILL), progress=False
+    )
+    (found,) = explainer(image, partition, [region], MetaTensor(setting.logits, affine=torch.from_numpy(affine)))
+    (plain,) = setting.explain([region])
+    np.testing.assert_array_equal(found.values, plain.values)
+    np.testing.assert_array_equal(found.file_grid.affine, affine)
+    assert type(found.image) is type(found.prediction) is np.ndarray

@@ -28,7 +28,9 @@ def random_rows(n_units: int, n_rows: int = 8, seed: int = 0) -> np.ndarray:
 
 
 @torch.no_grad()
-def assert_same_as_parent(perturbation: UnitPerturbation, network: Any, rows: np.ndarray, bound: int = 2**30, **inferer: Any) -> CacheInfo:
+def assert_same_as_parent(
+    perturbation: UnitPerturbation, network: Any, rows: np.ndarray, bound: int = 2**30, **inferer: Any
+) -> CacheInfo:
     """Cached calls equal the parent's on the masked image; returns the state of the cache."""
     parent, caching = SlidingWindowInferer(**inferer), CachingSlidingWindowInferer(**inferer, max_cache_bytes=bound)
     for row in rows:
@@ -83,7 +85,9 @@ def test_coalition_of_another_length_is_refused(make_case, make_network, length)
         )
 
 
-@pytest.mark.parametrize("shapes", [((1, 9, 9, 7), (9, 9, 7)), ((1, 1, 9, 9, 7), (9, 9, 8)), ((1, 1, 9, 9, 7), (2, 9, 9, 7))], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [((1, 9, 9, 7), (9, 9, 7)), ((1, 1, 9, 9, 7), (9, 9, 8)), ((1, 1, 9, 9, 7), (2, 9, 9, 7))], ids=str
+)
 def test_image_and_labels_that_do_not_fit_are_refused(shapes):
     with pytest.raises(ValueError, match="one label"):
         UnitPerturbation(torch.rand(shapes[0]), torch.ones(shapes[1], dtype=torch.int64), 0.0)
@@ -115,7 +119,11 @@ def test_it_is_a_sliding_window_inferer_with_the_same_constructor():
     parent = vars(SlidingWindowInferer(*values.values()))
     for child in (CachingSlidingWindowInferer(*values.values()), CachingSlidingWindowInferer(**values)):
         for name, value in parent.items():
-            same = torch.equal(getattr(child, name), value) if isinstance(value, torch.Tensor) else getattr(child, name) == value
+            same = (
+                torch.equal(getattr(child, name), value)
+                if isinstance(value, torch.Tensor)
+                else getattr(child, name) == value
+            )
             assert same, name
 
 
@@ -133,7 +141,10 @@ def test_plain_calls_equal_the_parent(answer, buffer_steps):
         pytest.skip("the parent keeps only the first output of a buffered call")
     image, network = torch.rand(2, 1, 16, 12, 8), ANSWERS[answer]
     inferer = {"roi_size": ROI, "sw_batch_size": 3, "overlap": 0.5, "mode": "gaussian", "buffer_steps": buffer_steps}
-    expected, found = SlidingWindowInferer(**inferer)(image, network), CachingSlidingWindowInferer(**inferer)(image, network)
+    expected, found = (
+        SlidingWindowInferer(**inferer)(image, network),
+        CachingSlidingWindowInferer(**inferer)(image, network),
+    )
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert list(found) == list(expected)
@@ -244,7 +255,9 @@ def test_extra_arguments_reach_the_network_and_a_new_one_clears_the_cache(make_c
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(21, 13, 9), (11, 7, 6)], ids=str)
-def test_hits_and_misses_are_those_counted_by_content(make_case, make_network, library_windows, counting, shape, batch_size):
+def test_hits_and_misses_are_those_counted_by_content(
+    make_case, make_network, library_windows, counting, shape, batch_size
+):
     case, network = make_case(shape, 6, seed=2), counting(make_network("conv"))
     case.image[:, case.labels == 3] = case.fill[:, case.labels == 3]
     perturbation, rows = perturbation_of(case), random_rows(6, 12)
@@ -281,7 +294,9 @@ def test_bounded_cache_changes_no_bit(make_case, make_network, windows, batch_si
     inferer = {"roi_size": ROI, "sw_batch_size": batch_size, "overlap": 0.5}
     entry = 3 * 8**3 * 4
     bound = windows * entry + entry // 2
-    info = assert_same_as_parent(perturbation_of(make_case((27, 9, 7), 5)), make_network("unet"), random_rows(5), bound, **inferer)
+    info = assert_same_as_parent(
+        perturbation_of(make_case((27, 9, 7), 5)), make_network("unet"), random_rows(5), bound, **inferer
+    )
     assert info.entries <= windows
 
 
@@ -421,7 +436,9 @@ def test_another_image_is_refused(make_case, make_network, other):
 def test_networks_with_several_outputs_are_refused(make_case, answer):
     perturbation = perturbation_of(make_case((13, 9, 7), 3))
     with pytest.raises(TypeError, match=f"returned a {answer}.*one tensor"):
-        CachingSlidingWindowInferer(ROI)(perturbation.image, ANSWERS[answer], perturbation=perturbation, coalition=[True] * 3)
+        CachingSlidingWindowInferer(ROI)(
+            perturbation.image, ANSWERS[answer], perturbation=perturbation, coalition=[True] * 3
+        )
 
 
 def test_an_error_in_the_network_leaves_the_inferer_usable(make_case, make_network):

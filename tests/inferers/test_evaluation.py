@@ -17,7 +17,9 @@ BOX = ((2, 1, 1), (9, 6, 5))
 ROI = (8, 8, 8)
 
 
-def make_evaluator(case: Any, network: Any, boxes: Any = (BOX,), max_bytes: int = 2**30, **inferer: Any) -> CoalitionEvaluator:
+def make_evaluator(
+    case: Any, network: Any, boxes: Any = (BOX,), max_bytes: int = 2**30, **inferer: Any
+) -> CoalitionEvaluator:
     plan = monai_window_plan(SlidingWindowInferer(**inferer), case.image)
     return CoalitionEvaluator(network, plan, case.image, case.labels, case.fill, boxes, max_bytes=max_bytes)
 
@@ -35,7 +37,9 @@ def of_all_units(row: np.ndarray, visible: np.ndarray, rest: bool = True) -> np.
     return found
 
 
-def assert_same_bits(evaluator: CoalitionEvaluator, case: Any, boxes: Any, reference: Any, rows: np.ndarray | None = None) -> None:
+def assert_same_bits(
+    evaluator: CoalitionEvaluator, case: Any, boxes: Any, reference: Any, rows: np.ndarray | None = None
+) -> None:
     """Every coalition's logits equal the reference inference of the masked image, in every box."""
     rows = random_rows(evaluator.n_units) if rows is None else rows
     seen = []
@@ -50,11 +54,15 @@ def assert_same_bits(evaluator: CoalitionEvaluator, case: Any, boxes: Any, refer
 
 @pytest.mark.parametrize("kind", ["unet", "wide_unet", "segresnet", "dynunet"])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
-def test_logits_are_bit_identical_for_every_network_and_batch_size(make_network, make_case, plain_logits, kind, batch_size):
+def test_logits_are_bit_identical_for_every_network_and_batch_size(
+    make_network, make_case, plain_logits, kind, batch_size
+):
     network, case = make_network(kind), make_case((21, 13, 9), 7)
     inferer = {"roi_size": ROI, "sw_batch_size": batch_size, "overlap": 0.5, "mode": "gaussian"}
     evaluator = make_evaluator(case, network, **inferer)
-    assert_same_bits(evaluator, case, [BOX], lambda image: plain_logits(image, network, **inferer), random_rows(evaluator.n_units, 6))
+    assert_same_bits(
+        evaluator, case, [BOX], lambda image: plain_logits(image, network, **inferer), random_rows(evaluator.n_units, 6)
+    )
 
 
 @pytest.mark.parametrize("shape", [(21, 13, 9), (17, 8, 11), (11, 7, 6), (10, 8, 8)], ids=str)
@@ -63,14 +71,18 @@ def test_logits_are_bit_identical_for_every_network_and_batch_size(make_network,
 def test_logits_are_bit_identical_for_every_geometry(make_network, make_case, plain_logits, shape, overlap, mode):
     network, case = make_network("unet"), make_case(shape, 6, seed=1)
     inferer = {"roi_size": ROI, "sw_batch_size": 3, "overlap": overlap, "mode": mode}
-    assert_same_bits(make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer))
+    assert_same_bits(
+        make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer)
+    )
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
 def test_padding_of_a_small_image_is_bit_identical(make_network, make_case, plain_logits, mode):
     network, case = make_network("unet"), make_case((11, 7, 6), 5, seed=2)
     inferer = {"roi_size": ROI, "overlap": 0.5, "padding_mode": mode, "cval": -0.7 if mode == "constant" else 0.0}
-    assert_same_bits(make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer))
+    assert_same_bits(
+        make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer)
+    )
 
 
 @pytest.mark.parametrize("max_bytes", [1, 20_000, 2**30])
@@ -95,14 +107,41 @@ def test_several_channels_and_a_fill_that_varies_are_bit_identical(make_network,
     network, case = make_network("unet", in_channels=3), make_case((13, 9, 11), 6, channels=3, seed=5)
     case.fill.copy_(torch.roll(case.image, 1, dims=2))
     inferer = {"roi_size": ROI, "sw_batch_size": 2, "overlap": 0.5}
-    assert_same_bits(make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer))
+    assert_same_bits(
+        make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer)
+    )
 
 
 def test_double_precision_is_bit_identical(make_network, make_case, plain_logits):
     network, case = make_network("unet").double(), make_case((13, 9, 11), 5, seed=6)
     case = type(case)(case.image.double(), case.labels, case.fill.double())
     inferer = {"roi_size": ROI, "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
-    assert_same_bits(make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer))
+    assert_same_bits(
+        make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cached_weight_map_of_the_inferer_is_used(make_network, make_case, plain_logits, dtype):
+    network, case = make_network("conv").to(dtype), make_case((13, 9, 11), 5, seed=6)
+    case = type(case)(case.image.to(dtype), case.labels, case.fill.to(dtype))
+    inferer = {"roi_size": ROI, "overlap": 0.5, "mode": "gaussian", "cache_roi_weight_map": True}
+    evaluator = make_evaluator(case, network, **inferer)
+    assert_same_bits(evaluator, case, [BOX], lambda image: plain_logits(image, network, **inferer))
+
+
+@pytest.mark.parametrize("sent", [torch.float32, torch.float16])
+@pytest.mark.parametrize("returned", [torch.float32, torch.float16])
+def test_half_precision_is_bit_identical(make_case, plain_logits, sent, returned):
+    case = make_case((13, 9, 11), 5, seed=6)
+    case = type(case)(case.image.to(sent), case.labels, case.fill.to(sent))
+    inferer = {"roi_size": ROI, "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([windows, 1 - windows, windows**2], dim=1).to(returned) / 3
+
+    evaluator = make_evaluator(case, network, **inferer)
+    assert_same_bits(evaluator, case, [BOX], lambda image: plain_logits(image, network, **inferer))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
@@ -333,7 +372,9 @@ def test_coalitions_of_another_length_are_refused(make_network, make_case, rows)
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("kind", ["wide_unet", "segresnet"])
-@pytest.mark.parametrize("order", [(3, 0, 1, 2), (0, 3, 2, 1), (2, 3, 1, 0)], ids=["channels-last", "reversed", "mixed"])
+@pytest.mark.parametrize(
+    "order", [(3, 0, 1, 2), (0, 3, 2, 1), (2, 3, 1, 0)], ids=["channels-last", "reversed", "mixed"]
+)
 def test_memory_layout_of_the_image_changes_no_bit(make_network, make_case, plain_logits, order, kind, batch_size):
     # an image read from a (H, W, D, C) file and moved to channel-first is a view with channels last in memory
     network, case = make_network(kind, in_channels=2), make_case((13, 9, 11), 5, channels=2)

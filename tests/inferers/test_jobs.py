@@ -1,7 +1,7 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,17 +28,13 @@ def random_rows(seed: int, n_rows: int = 40, n_units: int = 6) -> np.ndarray:
 
 def contents(rows: np.ndarray, incidence: Incidence) -> set[tuple[int, tuple[int, ...]]]:
     """Every (window, kept live units) that occurs."""
-    return {
-        (a, tuple(np.flatnonzero(row & incidence.live[a])))
-        for row in rows
-        for a in range(len(incidence.active))
-    }
+    return {(a, tuple(np.flatnonzero(row & incidence.live[a]))) for row in rows for a in range(len(incidence.active))}
 
 
 def fewest_passes(requests: list[int], capacity: int) -> int:
-    """Fewest misses of any cache policy that keeps at most ``capacity`` entries between requests: every policy tried."""
+    """Fewest misses of any cache policy that keeps at most ``capacity`` entries between requests."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def cost(position: int, kept: frozenset[int]) -> int:
         if position == len(requests):
             return 0
@@ -54,7 +50,10 @@ def fewest_passes(requests: list[int], capacity: int) -> int:
 def test_jobs_are_the_distinct_contents(seed):
     incidence, rows = random_incidence(seed), random_rows(seed)
     jobs = plan_jobs(rows, incidence, np.full(5, 4), np.full(5, 10), PLENTY)
-    found = {(int(w), tuple(np.flatnonzero(rows[r] & incidence.live[w]))) for w, r in zip(jobs.windows, jobs.rows, strict=True)}
+    found = {
+        (int(w), tuple(np.flatnonzero(rows[r] & incidence.live[w])))
+        for w, r in zip(jobs.windows, jobs.rows, strict=True)
+    }
     assert found == contents(rows, incidence)
     assert len(jobs.windows) == len(found)
     assert jobs.repeated == 0
@@ -104,7 +103,7 @@ def test_eviction_is_optimal_for_one_window(seed, capacity):
 @pytest.mark.parametrize("max_bytes", [0, 15, 40, 100, 200])
 def test_peak_is_what_a_coalition_needs_plus_the_bound_at_most(max_bytes):
     incidence, rows, sizes = random_incidence(4), random_rows(4), np.array([10, 7, 3, 12, 5])
-    jobs = plan_jobs(rows, incidence, np.full(5, 4), sizes, max_bytes)
+    jobs = plan_jobs(rows, incidence, np.full(5, 1), sizes, max_bytes)  # batches of one run no later row early
     assert jobs.peak_bytes <= sizes.sum() + max_bytes
     held = [sizes[jobs.windows[(jobs.rows <= k) & (jobs.last_use >= k)]].sum() for k in range(len(rows))]
     assert max(held) <= jobs.peak_bytes
@@ -112,7 +111,7 @@ def test_peak_is_what_a_coalition_needs_plus_the_bound_at_most(max_bytes):
 
 def test_peak_without_bound_is_what_later_coalitions_need():
     incidence, rows, sizes = random_incidence(5), random_rows(5), np.array([10, 7, 3, 12, 5])
-    jobs = plan_jobs(rows, incidence, np.full(5, 4), sizes, PLENTY)
+    jobs = plan_jobs(rows, incidence, np.full(5, 1), sizes, PLENTY)
     needed = []
     for k in range(len(rows)):
         before, after = contents(rows[: k + 1], incidence), contents(rows[k:], incidence)
@@ -140,11 +139,13 @@ def test_each_job_runs_in_one_batch_of_the_size_of_its_window(sizes, max_bytes):
 
 
 def test_no_job_waits_long_for_company():
-    rows = np.concatenate([[[False]], np.ones((200, 1), bool)])
-    live = np.array([[True], [True]])
-    jobs = plan_jobs(np.repeat(rows, 2, axis=0), Incidence(np.array([0, 1]), live, live), np.array([8, 1]), np.array([1, 1]), 0)
-    for batch in jobs.batches:
-        assert np.ptp(jobs.rows[list(batch)]) <= 4 * 8
+    # one job for batches of eight, then nothing but jobs for batches of one
+    live = np.array([[True] + [False] * 7, [False] + [True] * 7])
+    rows = np.array([[True, *(mask >> unit & 1 for unit in range(7))] for mask in range(128)], dtype=bool)
+    jobs = plan_jobs(rows, Incidence(np.array([0, 1]), live, live), np.array([8, 1]), np.array([1, 1]), PLENTY)
+    position = [jobs.windows[batch[0]] for batch in jobs.batches].index(0)
+    assert jobs.batch_sizes[position] == 8
+    assert max(jobs.rows[batch[0]] for batch in jobs.batches[: position + 1]) <= 4 * 8
 
 
 def direct_counts(rows: np.ndarray, member: np.ndarray, active: np.ndarray) -> tuple[int, int]:
@@ -194,7 +195,9 @@ def test_incidence_is_what_masking_one_unit_changes(make_case, library_windows, 
         changed = np.array([b.content != a.content for b, a in zip(before, after, strict=True)])
         assert np.array_equal(incidence.live[:, unit], changed[active])
         present = library_windows(torch.where(case.labels == unit + 1, inked, case.image), **inferer)
-        assert np.array_equal(incidence.member[:, unit], [b.content != p.content for b, p in zip(before, present, strict=True)])
+        assert np.array_equal(
+            incidence.member[:, unit], [b.content != p.content for b, p in zip(before, present, strict=True)]
+        )
     assert not incidence.visible[2]
 
 

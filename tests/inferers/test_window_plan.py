@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SliceInferer, SlidingWindowInferer
 
 from monai_segshap.inferers import monai_window_plan
 
@@ -18,7 +18,7 @@ GEOMETRIES = [
     pytest.param((5, 4, 3), (8, 8, 8), 0.5, id="one-window"),
     pytest.param((21, 13, 9), (8, -1, 4), (0.5, 0.25, 0.0), id="dynamic-roi"),
     pytest.param((100, 4, 4), (100, 4, 4), 0.9, id="whole-image"),
-    pytest.param((30, 4, 4), (10, 4, 4), 0.9, id="truncated-interval"),
+    pytest.param((130, 4, 4), (100, 4, 4), 0.9, id="truncated-interval"),
 ]
 
 
@@ -119,3 +119,24 @@ def test_buffered_inferer_is_refused():
 def test_image_without_exactly_one_channel_axis_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected channel-first \(C, H, W, D\)"):
         monai_window_plan(SlidingWindowInferer(roi_size=(4, 4, 4)), torch.rand(shape))
+
+
+def test_inferer_that_sends_coordinates_is_refused():
+    # the network would be called without them, and one that can do without would answer something else
+    with pytest.raises(ValueError, match="with_coord"):
+        monai_window_plan(SlidingWindowInferer(roi_size=(4, 4, 4), with_coord=True), torch.rand(1, 6, 6, 6))
+
+
+@pytest.mark.parametrize("overlap", [1.0, -0.1, (0.5, 0.5, 1.5)], ids=str)
+def test_overlap_that_the_library_refuses_is_refused(overlap):
+    inferer, image = SlidingWindowInferer(roi_size=(4, 4, 4), overlap=overlap), torch.rand(1, 6, 6, 6)
+    with pytest.raises(ValueError, match="overlap"):
+        inferer(image[None], torch.nn.Identity())
+    with pytest.raises(ValueError, match="overlap"):
+        monai_window_plan(inferer, image)
+
+
+@pytest.mark.parametrize("inferer", [SlidingWindowInferer((4, 4)), SliceInferer(roi_size=(4, 4))], ids=["2d", "slices"])
+def test_two_dimensional_windows_are_refused(inferer):
+    with pytest.raises(ValueError, match="expected three sizes for a 3D image"):
+        monai_window_plan(inferer, torch.rand(1, 6, 6, 6))

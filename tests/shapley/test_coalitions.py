@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from monai_segshap.shapley import (
 
 
 @pytest.mark.parametrize(
-    ("n_units", "smaller", "larger"), [(7, 20, 60), (12, 40, 400), (24, 8100, 8400), (90, 250, 1000)]
+    ("n_units", "smaller", "larger"), [(7, 40, 60), (12, 40, 400), (24, 8100, 8400), (90, 250, 1000)]
 )
 def test_a_larger_budget_extends_a_smaller_one(n_units, smaller, larger):
     few = plan_coalitions(n_units, smaller, "kernelshap", seed=5).rows
@@ -133,6 +134,22 @@ def test_the_budget_named_in_the_error_works():
     plan_coalitions(30, 76, "kernelshap")
 
 
+@pytest.mark.parametrize("method", ["kernelshap", "published"])
+@pytest.mark.parametrize(("n_units", "budget"), [(6, 16), (8, 20), (12, 30), (20, 50), (20, 100)])
+def test_a_plan_determines_the_values_or_is_refused_before_any_evaluation(method, n_units, budget):
+    accepted = 0
+    for seed in range(60):
+        try:
+            plan = plan_coalitions(n_units, budget, method, seed)
+        except ValueError as error:
+            assert "budget" in str(error)  # noqa: PT017 (refusal is allowed, not required)
+            continue
+        accepted += 1
+        design = plan.rows[2::2] * 2.0 - 1.0 if method == "kernelshap" else plan.rows[2:] * 1.0
+        assert np.linalg.matrix_rank(np.vstack([design, np.ones(n_units)])) == n_units, f"seed {seed}"
+    assert accepted == 60 or budget < 3 * n_units
+
+
 def with_dummies(n_units: int, dummies: list[int], seed: int) -> tuple[DividendGame, np.ndarray]:
     """A game on fewer units, and which of the units they are."""
     visible = np.ones(n_units, bool)
@@ -238,7 +255,8 @@ def test_restriction_needs_units_of_the_plan(units):
 
 
 def test_restriction_refuses_when_too_few_informative_rows_are_left():
-    plan = plan_coalitions(60, 60, "published")
-    keep = np.arange(60) < 50
-    with pytest.raises(ValueError, match="informative coalitions are left for 50 units"):
+    plan = plan_coalitions(60, 110, "published")
+    keep = np.arange(60) < 59
+    plan = replace(plan, rows=plan.rows[:50], weights=plan.weights[:48], inclusion=plan.inclusion[:48])
+    with pytest.raises(ValueError, match=r"determine only|rests on one of them alone"):
         restrict_plan(plan, keep)

@@ -282,7 +282,9 @@ def test_a_prediction_without_classes_is_refused(inferer):
         SelectRegiond("pred", 1)(data)
 
 
-@pytest.mark.parametrize(("target", "message"), [("heart", "not among the class names"), (7, "none of the network's 2")])
+@pytest.mark.parametrize(
+    ("target", "message"), [("heart", "not among the class names"), (7, "none of the network's 2")]
+)
 def test_unknown_target_classes_are_named(target, message):
     data = {"image": torch.zeros(1, 8, 8, 8), "pred": torch.zeros(2, 8, 8, 8)}
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,55 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Run an evaluator so that a mistake in the input ends in one clear sentence instead of a chain of wrappers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ignite.engine import Engine
+
+__all__ = ["root_cause", "run_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+#: Errors that speak of the input. Anything else keeps its whole traceback.
+_INPUT_ERRORS = (ValueError, OSError)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain of "raised from"."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None:
+            break
+        error = before
+    return error
+
+
+def run_evaluator(evaluator: Engine) -> Any:
+    """Run an evaluator; an error about the input is raised alone, without the transforms that it passed through.
+
+    Args:
+        evaluator: for example MONAI's `SupervisedEvaluator`.
+
+    Returns:
+        what ``evaluator.run()`` returns.
+
+    Raises:
+        ValueError, OSError: the error about the input itself. The full chain goes to the log at level DEBUG.
+    """
+    quiet = logging.getLogger(f"ignite.engine.engine.{type(evaluator).__name__}")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        return evaluator.run()
+    except Exception as error:
+        cause = root_cause(error)
+        if not isinstance(cause, _INPUT_ERRORS):
+            raise
+        logger.debug("the error came from here", exc_info=error)
+        raise cause.with_traceback(None) from None
+    finally:
+        quiet.setLevel(level)

@@ -1,0 +1,240 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""The demo bundle: its files, MONAI's own checks, and the main job from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+
+from monai_segshap.networks import load_weights
+from monai_segshap.phantoms import CLASS_NAMES, ORGAN_NAMES, torso_phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "torso_kernelshap"
+CONFIG = str(BUNDLE / "configs" / "inference.yaml")
+META = str(BUNDLE / "configs" / "metadata.json")
+WEIGHTS = BUNDLE / "models" / "model.pt"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def case(tmp_path):
+    return {k: str(v) for k, v in torso_phantom(seed=3, shape=(96, 64, 16)).write(tmp_path / "case").items()}
+
+
+def workflow(tmp_path, **override):
+    options = {"output_dir": str(tmp_path / "out"), "device": "cpu", "sw_batch_size": 2, **override}
+    return ConfigWorkflow(CONFIG, META, logging_file=False, workflow_type="inference", **options)
+
+
+def run(tmp_path, case, **override):
+    files = {"image": case["image"], "organs": case["organs"], "organ_names": case["organ_names"]}
+    job = workflow(tmp_path, **{"region": {"mode": "box", "box_ijk": [[20, 20, 4], [30, 30, 8]]}, **files, **override})
+    job.initialize()
+    job.run()
+    job.finalize()
+    return tmp_path / "out"
+
+
+def test_required_files_exist():
+    for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "docs/README.md"):
+        assert (BUNDLE / name).is_file(), name
+    assert WEIGHTS.stat().st_size <= 2_000_000
+    assert all(v.dtype.is_floating_point for v in torch.load(WEIGHTS, weights_only=True).values())
+
+
+def test_metadata_is_valid_and_says_what_changed():
+    verify_metadata(META, filepath=str(Path(__file__).with_name("metadata_schema.json")))
+    meta = json.loads(Path(META).read_text())
+    assert meta["version"] in meta["changelog"]
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {
+        str(i): n for i, n in enumerate(CLASS_NAMES)
+    }
+
+
+def test_network_input_and_output_are_as_the_metadata_says():
+    verify_net_in_out(net_id="network_def", config_file=CONFIG, meta_file=META, device="cpu")
+
+
+def test_network_exports_to_torchscript(tmp_path):
+    path = tmp_path / "model.ts"
+    ckpt_export(net_id="network_def", filepath=str(path), ckpt_file=str(WEIGHTS), meta_file=META, config_file=CONFIG)
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIG))
+    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
+    x = torch.rand(2, 1, 64, 64, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(str(path))(x), network(x))
+
+
+def test_inference_properties_are_complete(tmp_path):
+    job = workflow(tmp_path)
+    job.initialize()
+    assert job.check_properties() == []
+
+
+def test_dice_on_unseen_phantoms_is_as_the_docs_say(tmp_path):
+    recorded = json.loads((BUNDLE / "docs" / "evaluation.json").read_text())
+    assert recorded["dice"]["spleen"]["mean"] >= 0.90
+    assert recorded["dice"]["lymph_node"]["mean"] >= 0.70
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIG))
+    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
+    for row in [r for r in recorded["cases"] if r["case"] in (1000, 1001)]:
+        dice = _dice(network, row["case"])
+        assert dice["spleen"] == pytest.approx(row["spleen"], abs=0.01)
+        assert dice["lymph_node"] == pytest.approx(row["lymph_node"], abs=0.01)
+
+
+def _dice(network, seed):
+    """Dice by a plain loop over MONAI's inferer, with the axes turned by hand."""
+    from monai.inferers import SlidingWindowInferer
+
+    phantom = torso_phantom(seed=seed)
+    assert np.sign(np.diag(phantom.affine)[:3]).tolist() == [-1, -1, 1]
+    image = (np.clip(phantom.image, -1024, 1024) + 1024) / 2048
+    turned = torch.from_numpy(image[::-1, ::-1].copy())[None, None].float()
+    with torch.no_grad():
+        logits = SlidingWindowInferer((64, 64, 16), 4, 0.5, mode="gaussian")(turned, network)
+    predicted = logits.argmax(1)[0].numpy()[::-1, ::-1]
+    found = {}
+    for index, name in enumerate(CLASS_NAMES[1:], start=1):
+        a, b = predicted == index, phantom.targets == index
+        found[name] = 2 * (a & b).sum() / (a.sum() + b.sum())
+    return found
+
+
+def test_the_command_of_the_readme(tmp_path):
+    """The command line on the embedded case, with a smaller budget."""
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        "bundles/torso_kernelshap/configs/inference.yaml",
+    ]
+    command += ["--output_dir", str(tmp_path / "out"), "--units", "predicted", "--device", "cpu"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env={**os.environ})
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "torso: why is this lymph_node?" in result.stdout
+    assert "network passes (windows): naive" in result.stdout
+    assert "network passes: 100%" in result.stderr.replace("\r", "\n")
+    folder = tmp_path / "out" / "torso"
+    record = json.loads((folder / "explanation.json").read_text())
+    assert record["method"] == "exact"
+    assert record["forwards"]["run"] == record["forwards"]["planned"]
+    scores = [f"attribution_{s}.nii.gz" for s in ("tp", "fp", "dice", "soft_dice")]
+    for name in [*scores, "units.nii.gz", "prediction.nii.gz", "units_colors.csv", "overview.png", "attributions.csv"]:
+        assert (folder / name).stat().st_size > 0, name
+    source = nib.load(folder / "inputs" / "ct.nii.gz")
+    for name in [*scores, "units.nii.gz", "prediction.nii.gz"]:
+        written = nib.load(folder / name)
+        assert written.shape == source.shape
+        np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("units", ["organs", "fcc", "hybrid", "cubes"])
+def test_own_files_with_every_kind_of_units(units, case, tmp_path):
+    out = run(tmp_path, case, target_class=1, scores=["fp"], units=units, unit_scale_mm=60.0, budget=200)
+    record = json.loads((out / "ct" / "explanation.json").read_text())
+    assert record["units"]["kind"] == units
+    assert record["scores"]["fp"]["full"] == 0.0
+    colors = pd.read_csv(out / "ct" / "units_colors.csv")
+    assert list(colors.columns) == ["LabelValue", "Name", "Color_R", "Color_G", "Color_B"]
+    assert colors["LabelValue"].tolist() == list(range(1, record["units"]["count"] + 1))
+    if units == "organs":
+        assert set(colors["Name"]) <= set(ORGAN_NAMES.values())
+
+
+def _edited(path, tmp_path, change, **nifti):
+    source = nib.load(path)
+    data = np.asarray(source.dataobj).astype(np.float32)
+    target = tmp_path / f"edited_{Path(path).name}"
+    nib.save(nib.Nifti1Image(change(data), nifti.get("affine", source.affine)), target)
+    return str(target)
+
+
+def _shear(path):
+    affine = nib.load(path).affine.copy()
+    affine[0, 1] += 0.4
+    return affine
+
+
+def _nan(data):
+    data[3, 4, 5] = np.nan
+    return data
+
+
+BAD = {
+    "absent_class": (
+        {"region": "largest", "target_class": "lymph_node", "intensity_range": [2000, 3000]},
+        "holds no voxel",
+    ),
+    "unknown_class": ({"target_class": "heart"}, "target class 'heart' is not among"),
+    "box_outside": ({"region": {"mode": "box", "box_ijk": [[0, 0, 0], [99, 9, 9]]}}, "does not lie inside the image"),
+    "unknown_region": ({"region": "biggest"}, "unknown region mode 'biggest'"),
+    "unknown_score": ({"scores": ["iou"]}, "unknown scores"),
+    "unknown_units": ({"units": "slic"}, "unknown units 'slic'"),
+    "missing_weights": ({"checkpoint": "nowhere.pt"}, "cannot read network weights from nowhere.pt"),
+    "small_budget": ({"budget": 4, "units": "fcc", "unit_scale_mm": 30.0}, "a budget of 4 gives 2 pairs"),
+    "dummies": ({"baseline_hu": 0, "image": "constant"}, "all are dummies"),
+    "nan": ({"image": "nan"}, "values that are not finite"),
+    "other_grid": ({"organs": "other_grid"}, "lie on different grids"),
+    "sheared": ({"image": "sheared", "organs": None, "units": "fcc"}, "sheared"),
+    "channels": ({"image": "channels"}, "with 1 channel"),
+    "unreadable": ({"image": "unreadable"}, "unreadable.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_and_leaves_no_file(name, case, tmp_path, capfd):
+    override, message = BAD[name]
+    override = dict(override)
+    if override.get("image") == "nan":
+        override["image"] = _edited(case["image"], tmp_path, _nan)
+    if override.get("image") == "constant":
+        override["image"] = _edited(case["image"], tmp_path, lambda d: d * 0)
+    if override.get("image") == "sheared":
+        override["image"] = _edited(case["image"], tmp_path, lambda d: d, affine=_shear(case["image"]))
+    if override.get("image") == "channels":
+        override["image"] = _edited(case["image"], tmp_path, lambda d: np.stack([d, d], axis=-1))
+    if override.get("image") == "unreadable":
+        (tmp_path / "unreadable.nii.gz").write_bytes(b"no image")
+        override["image"] = str(tmp_path / "unreadable.nii.gz")
+    if override.get("organs") == "other_grid":
+        override["organs"] = _edited(case["organs"], tmp_path, lambda d: d[:-4])
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run(tmp_path, case, **{"target_class": 1, "units": "organs", "budget": 60, **override})
+    chain, error = [], caught.value
+    while error is not None:
+        chain.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any(message in text for text in chain), chain
+    assert len(chain) <= 4, "the sentence is buried under wrappers"
+    left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()] if (tmp_path / "out").exists() else []
+    assert left == []
+
+
+def test_labels_on_another_grid_are_resampled_on_request(case, tmp_path):
+    case["organs"] = _edited(case["organs"], tmp_path, lambda d: d[:-4])
+    out = run(tmp_path, case, target_class=1, scores=["fp"], resample_organs=True, budget=60)
+    assert (out / "ct" / "explanation.json").exists()
+
+
+def test_window_larger_than_the_image_works_by_padding(case, tmp_path):
+    override = {"roi_size": [96, 96, 32], "target_class": 1, "units": "cubes", "unit_scale_mm": 60.0, "scores": ["fp"]}
+    out = run(tmp_path, case, budget=40, **override)
+    assert json.loads((out / "ct" / "explanation.json").read_text())["forwards"]["run"] > 0
