@@ -50,6 +50,7 @@ def run_evaluator(evaluator: Engine) -> Any:
         if not isinstance(cause, _INPUT_ERRORS):
             raise
         logger.debug("the error came from here", exc_info=error)
-        raise cause.with_traceback(None) from None
     finally:
         quiet.setLevel(level)
+    # outside the handler, so that the wrappers do not become its context
+    raise cause.with_traceback(None) from None

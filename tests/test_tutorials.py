@@ -130,6 +130,9 @@ def main() -> None:
             execute(notebook, Path(folder))
         for cell in code_cells(notebook):
             cell.metadata.pop("execution", None)  # time stamps
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data.pop("image/jpeg", None)  # the same picture again
         notebook.metadata["language_info"] = {"name": "python"}
         nbformat.write(notebook, path)
         print(path.relative_to(ROOT))

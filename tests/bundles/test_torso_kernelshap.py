@@ -221,7 +221,7 @@ def test_bad_input_is_named_and_leaves_no_file(name, case, tmp_path, capfd):
     chain, error = [], caught.value
     while error is not None:
         chain.append(str(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     assert any(message in text for text in chain), chain
     assert len(chain) <= 4, "the sentence is buried under wrappers"
     left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()] if (tmp_path / "out").exists() else []
