@@ -148,7 +148,7 @@ def test_the_command_of_the_readme(tmp_path):
 
 @pytest.mark.parametrize("units", ["organs", "fcc", "hybrid", "cubes"])
 def test_own_files_with_every_kind_of_units(units, case, tmp_path):
-    out = run(tmp_path, case, target_class=1, scores=["fp"], units=units, unit_scale_mm=60.0, budget=200)
+    out = run(tmp_path, case, target_class=1, scores=["fp"], units=units, unit_scale_mm=60.0, budget=240)
     record = json.loads((out / "ct" / "explanation.json").read_text())
     assert record["units"]["kind"] == units
     assert record["scores"]["fp"]["full"] == 0.0
