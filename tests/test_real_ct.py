@@ -1,5 +1,5 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
-"""The main job on a real CT with a trained network: files, exactness, and the prediction of the plain script beside it."""
+"""The main job on a real CT with a trained network: files, exactness, and the prediction of the plain script."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def test_committed_notebook_has_clean_outputs(path):
     shown = texts(notebook)
     assert [t for t in shown if "Traceback (most recent call last)" in t] == []
     assert [match.group() for t in shown for match in MACHINE_PATHS.finditer(t)] == []
-    assert [t for t in shown if "\r" in t or t.count("\n") > 120] == [], "a progress bar left its lines"
+    streams = [output.text for output in outputs_of_type(notebook, "stream")]
+    assert [t for t in streams if "\r" in t or t.count("\n") > 40] == [], "a progress bar left its lines"
 
 
 @pytest.mark.slow

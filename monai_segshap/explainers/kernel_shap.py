@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,49 +146,59 @@ class KernelSHAPExplainer:
         if self.progress:
             print(self._announce(prepared, partition), flush=True)
         games, scores = self._evaluate(prepared, regions)
-        prediction = logits.argmax(dim=0).cpu().numpy().astype(np.int32)
-        shown = image if display is None else display
-        seconds = {"network": prepared.evaluator.network_seconds, "total": 0.0}
-        found = []
-        for number, (region, game, view) in enumerate(zip(regions, games, prepared.views, strict=True)):
-            name = _class_name(region.target, class_names)
-            estimate = solve(view.coalitions, scores[view.rows, number])
-            values = np.zeros((partition.n_units, len(self.scores)))
-            errors = np.zeros_like(values)
-            values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
-            warnings = self._warnings(estimate, region, game, prediction, name, int(view.visible.sum()))
-            found.append(
-                Explanation(
-                    case=case,
-                    target=region.target,
-                    target_name=name,
-                    region=region,
-                    partition=partition,
-                    visible=view.visible,
-                    scores=self.scores,
-                    values=values,
-                    standard_errors=errors,
-                    full=estimate.full,
-                    empty=estimate.empty,
-                    method=estimate.method,
-                    evaluations=prepared.coalitions.n_evaluations,
-                    seed=self.seed,
-                    baseline=self.baseline.describe(),
-                    forwards=prepared.evaluator.counts_after(prepared.evaluation),
-                    segmentation_forwards=prepared.evaluator.plan.n_windows,
-                    seconds=seconds,
-                    image=np.asarray(shown[0].cpu().numpy(), dtype=np.float32),
-                    prediction=prediction,
-                    file_grid=source_grid(image),
-                    diagnostics=estimate.diagnostics,
-                    warnings=tuple(warnings),
-                    signal=self.signal,
-                    reason=prepared.coalitions.reason,
-                    versions=software_versions(prepared.evaluator.device),
-                )
-            )
-        seconds["total"] = time.perf_counter() - started
-        return found
+        seconds = {"network": prepared.evaluator.network_seconds, "total": time.perf_counter() - started}
+        shared: dict[str, Any] = {
+            "case": case,
+            "partition": partition,
+            "image": np.asarray((image if display is None else display)[0].cpu().numpy(), dtype=np.float32),
+            "prediction": logits.argmax(dim=0).cpu().numpy().astype(np.int32),
+            "file_grid": source_grid(image),
+            "seconds": seconds,
+        }
+        return [
+            self._explanation(prepared, region, game, view, scores[:, number], class_names, shared)
+            for number, (region, game, view) in enumerate(zip(regions, games, prepared.views, strict=True))
+        ]
+
+    def _explanation(
+        self,
+        prepared: _Prepared,
+        region: Region,
+        game: RegionGame,
+        view: _RegionView,
+        scores: NDArray[np.float64],
+        class_names: Sequence[str] | None,
+        shared: dict[str, Any],
+    ) -> Explanation:
+        """Solve one region; units that its windows do not see get exactly 0."""
+        name = _class_name(region.target, class_names)
+        estimate = solve(view.coalitions, scores[view.rows])
+        values = np.zeros((len(view.visible), len(self.scores)))
+        errors = np.zeros_like(values)
+        values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
+        return Explanation(
+            target=region.target,
+            target_name=name,
+            region=region,
+            visible=view.visible,
+            scores=self.scores,
+            values=values,
+            standard_errors=errors,
+            full=estimate.full,
+            empty=estimate.empty,
+            method=estimate.method,
+            evaluations=prepared.coalitions.n_evaluations,
+            seed=self.seed,
+            baseline=self.baseline.describe(),
+            forwards=prepared.evaluator.counts_after(prepared.evaluation),
+            segmentation_forwards=prepared.evaluator.plan.n_windows,
+            diagnostics=estimate.diagnostics,
+            warnings=tuple(self._warnings(estimate, region, game, shared["prediction"], name, int(view.visible.sum()))),
+            signal=self.signal,
+            reason=prepared.coalitions.reason,
+            versions=software_versions(prepared.evaluator.device),
+            **shared,
+        )
 
     def _check(
         self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], logits: torch.Tensor
@@ -221,7 +232,8 @@ class KernelSHAPExplainer:
     def _prepare(
         self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], n_classes: int
     ) -> _Prepared:
-        plain = image.as_subclass(torch.Tensor)
+        # on the network's device, so that the fusion weights are computed where the deployed inference computes them
+        plain = image.as_subclass(torch.Tensor).to(self.device or image.device)
         fill = self.baseline.fill(plain, partition.grid.spacing_mm)
         plan = monai_window_plan(self.inferer, plain)
         boxes = [region.box for region in regions]
