@@ -30,7 +30,7 @@ class ScoreInfo:
 SCORES: dict[str, ScoreInfo] = {
     "tp": ScoreInfo("TP score (target logit, mean over the region)", "paper 000, Eq. 3"),
     "fp": ScoreInfo("FP score (minus target logit, mean over the region)", "paper 000, Eq. 4"),
-    "dice": ScoreInfo("Dice with the unperturbed prediction (0 to 1)", "paper 000, Eq. 5"),
+    "dice": ScoreInfo("Dice with the unperturbed prediction", "paper 000, Eq. 5"),
     "soft_dice": ScoreInfo("soft Dice score (signed target logit, mean over the region)", "paper 000, Eq. 6"),
 }
 

@@ -113,12 +113,23 @@ class Region:
         mode: how it was chosen, see `REGION_MODES`.
         target: index of the explained class.
         target_voxels: voxels of the mask predicted as the target.
+        component_voxels: how many of them belong to the chosen component; equals target_voxels for boxes and masks.
     """
 
     mask: NDArray[np.bool_]
     mode: str
     target: int
     target_voxels: int
+    component_voxels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.component_voxels is None:
+            object.__setattr__(self, "component_voxels", self.target_voxels)
+
+    @property
+    def other_voxels(self) -> int:
+        """Voxels of the mask that are predicted as the target, but belong to other components than the chosen one."""
+        return self.target_voxels - int(self.component_voxels or 0)
 
     @property
     def box(self) -> Box:
@@ -183,7 +194,8 @@ def select_region(
     else:
         core = _component(hit, spec, grid, file_grid, target_name or f"class {target}", prediction)
     mask = _extend(core, spec, grid)
-    return Region(mask, spec.mode, target, int((hit & mask).sum()))
+    inside = int((hit & mask).sum())
+    return Region(mask, spec.mode, target, inside, inside if spec.mode in ("box", "mask") else int(core.sum()))
 
 
 def _extend(core: NDArray[np.bool_], spec: RegionSpec, grid: VoxelGrid) -> NDArray[np.bool_]:

@@ -78,7 +78,7 @@ def format_table(explanation: Explanation, n_units: int = 10) -> str:
     certainty = "exact" if not explanation.standard_errors.any() else "± half-width of the 95 % interval"
     return (
         f"{explanation.case}: why is this {explanation.target_name}? {len(frame)} of "
-        f"{explanation.partition.n_units} {explanation.partition.kind} units, by |{lead}|; {certainty}\n"
+        f"{explanation.partition.n_units} {explanation.partition.noun} units, by |{lead}|; {certainty}\n"
         + pd.DataFrame(rows).to_string(index=False)
     )
 

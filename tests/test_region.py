@@ -352,3 +352,15 @@ def test_parsing_reads_lists_and_keeps_specs():
 def test_the_first_voxel_is_a_valid_point(prediction):
     region = select_region(prediction, TARGET, {"mode": "nearest", "point_ijk": [0, 0, 0], "margin_mm": 0}, GRID)
     assert region.box[0] == (2, 3, 2)
+
+
+def test_voxels_of_other_components_inside_the_box_are_counted():
+    prediction = np.zeros((12, 8, 4), dtype=np.uint8)
+    prediction[2:5, 2:5, 1:3] = 1
+    prediction[7, 2:4, 1] = 1
+    grid = VoxelGrid((12, 8, 4), np.eye(4))
+    near = select_region(prediction, 1, {"mode": "largest", "margin_mm": 1.0}, grid)
+    wide = select_region(prediction, 1, {"mode": "largest", "margin_mm": 3.0}, grid)
+    assert (near.component_voxels, near.other_voxels) == (18, 0)
+    assert (wide.component_voxels, wide.other_voxels) == (18, 2)
+    assert select_region(prediction, 1, {"mode": "box", "box_ijk": [[0, 0, 0], [11, 7, 3]]}, grid).other_voxels == 0

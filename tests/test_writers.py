@@ -124,7 +124,7 @@ def test_a_file_in_the_way_is_named(explanation, tmp_path):
 
 def test_table_is_ordered_and_says_that_it_is_exact(explanation):
     text = format_table(explanation, n_units=2)
-    assert text.startswith("case 1: why is this block? 2 of 3 organs units, by |tp|; exact")
+    assert text.startswith("case 1: why is this block? 2 of 3 organ units, by |tp|; exact")
     assert text.index("left part") < text.index("right part")
     assert "edge" not in text
     assert "±" not in text

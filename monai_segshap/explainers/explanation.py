@@ -166,6 +166,7 @@ class Explanation:
                 "mode": self.region.mode,
                 "voxels": self.region.voxels,
                 "target_voxels": self.region.target_voxels,
+                "component_voxels": self.region.component_voxels,
                 "box_ijk": [list(corner) for corner in self.file_box()],
             },
             "units": {

@@ -177,7 +177,7 @@ def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     inclusion = _inclusion(pairs.sum(axis=1), n_units)
     weights = _kernel(pairs.sum(axis=1), n_units) / inclusion
     require_determined(pair_signs(pairs), weights, inclusion, budget)
-    reason = f"{n_units} units have more coalitions than the budget of {budget}"
+    reason = f"the 2**{n_units} coalitions exceed the budget of {budget}, so pairs of complements are drawn"
     return CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason)
 
 

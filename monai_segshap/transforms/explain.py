@@ -222,6 +222,7 @@ class SaveExplanationd(MapTransform):
         output_dir: see `monai_segshap.writers.write_explanation` for the files.
         overview: whether to draw pictures.
         print_table: whether to print the most important units.
+        files_key: key under which the written files are added: for each explanation a dictionary of name and path.
         allow_missing_keys: as in MONAI.
     """
 
@@ -233,21 +234,24 @@ class SaveExplanationd(MapTransform):
         output_dir: str | Path,
         overview: bool = True,
         print_table: bool = True,
+        files_key: str = "explanation_files",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_dir, self.overview, self.print_table = Path(output_dir), overview, print_table
+        self.files_key = files_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write each explanation; the dictionary is returned unchanged."""
+        """Write each explanation, and add the paths to the dictionary."""
         d = dict(data)
         for key in self.key_iterator(d):
             found: list[Explanation] = d[key]
+            d[self.files_key] = []
             for number, explanation in enumerate(found, start=1):
                 folder = self.output_dir / explanation.case
                 if len(found) > 1:
                     folder = folder / f"{number}_{_file_name(explanation.target_name)}"
-                write_explanation(explanation, folder, self.overview)
+                d[self.files_key].append(write_explanation(explanation, folder, self.overview))
                 if self.print_table:
                     _report(explanation, folder)
         return d
@@ -288,7 +292,8 @@ def _like(volume: torch.Tensor, image: torch.Tensor) -> MetaTensor:
 
 def _pack(regions: Sequence[Region], affine: torch.Tensor) -> MetaTensor:
     masks = torch.from_numpy(np.stack([r.mask for r in regions]).astype(np.uint8))
-    record = [{"mode": r.mode, "target": r.target, "target_voxels": r.target_voxels} for r in regions]
+    fields = ("mode", "target", "target_voxels", "component_voxels")
+    record = [{name: getattr(r, name) for name in fields} for r in regions]
     return MetaTensor(masks, affine=affine, meta={_REGION_META: json.dumps(record)})
 
 

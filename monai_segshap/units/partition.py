@@ -17,6 +17,7 @@ from monai_segshap.geometry import VoxelGrid, current_grid
 
 __all__ = ["Partition", "partition_from_labels"]
 
+_NOUNS = {"organs": "organ", "fcc": "FCC", "cubes": "cube", "predicted": "predicted-class"}
 _META_KEY = "segshap_partition"
 
 
@@ -58,6 +59,22 @@ class Partition:
     def n_units(self) -> int:
         """Number of units M."""
         return len(self.names)
+
+    @property
+    def noun(self) -> str:
+        """The kind as it stands before "units"."""
+        return _NOUNS.get(self.kind, self.kind)
+
+    def mask(self, *names: str) -> NDArray[np.bool_]:
+        """Bool (H, W, D): the voxels of some units.
+
+        Raises:
+            ValueError: for a name that no unit has.
+        """
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(f"no unit is called {unknown}; the units are {list(self.names)}.")
+        return np.isin(self.labels, [self.names.index(name) + 1 for name in names])
 
     @property
     def voxels(self) -> NDArray[np.int64]:

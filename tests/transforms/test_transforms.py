@@ -296,3 +296,22 @@ def test_the_message_stands_at_the_bottom_of_a_compose(files, network, inferer):
     with pytest.raises(RuntimeError) as caught:
         Compose([*steps, SelectRegiond("pred", "heart", class_names=["background", "spleen"])])(files)
     assert "target class 'heart' is not among the class names" in str(caught.value.__cause__)
+
+
+def test_the_paths_of_the_files_come_back(files, network, inferer, tmp_path):
+    case = chain(network, inferer, tmp_path, UNITS["organs"])(files)
+    (written,) = case["explanation_files"]
+    assert written["explanation.json"] == tmp_path / "out" / "case_7" / "explanation.json"
+    assert all(path.is_file() for path in written.values())
+
+
+def test_a_neighbor_in_the_box_is_pointed_out(files, network, inferer, tmp_path):
+    volume = nib.load(files["image"])
+    data = volume.get_fdata().astype(np.float32)
+    data[17:20, 7:10, 3:6] += 300
+    nib.save(nib.Nifti1Image(data, volume.affine), files["image"])
+    wide = SelectRegiond("pred", 1, {"mode": "nearest", "point_ijk": [8, 8, 4], "margin_mm": 14.0}, inferer=inferer)
+    steps = chain(network, inferer, tmp_path, UNITS["organs"]).transforms
+    steps = [wide if isinstance(step, SelectRegiond) else step for step in steps]
+    (explanation,) = Compose(steps)(files)["explanations"]
+    assert any("voxels of other components" in sentence for sentence in explanation.warnings)

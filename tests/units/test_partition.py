@@ -229,3 +229,11 @@ def test_metatensor_shares_no_memory_with_the_partition(grid):
 def test_refuses_volumes_that_hold_no_units(volume, message):
     with pytest.raises(ValueError, match=message):
         Partition.from_metatensor(volume)
+
+
+def test_mask_of_named_units_is_where_their_labels_are():
+    labels = np.array([[[0, 1, 2], [2, 3, 3]]], dtype=np.int32)
+    partition = Partition(labels, ("a", "b", "c"), VoxelGrid((1, 2, 3), np.eye(4)), "organs")
+    assert np.array_equal(partition.mask("c", "a"), (labels == 1) | (labels == 3))
+    with pytest.raises(ValueError, match=r"no unit is called \['d'\]; the units are \['a', 'b', 'c'\]"):
+        partition.mask("a", "d")
