@@ -1,19 +1,44 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
-"""Run an evaluator so that a mistake in the input ends in one clear sentence instead of a chain of wrappers."""
+"""Run a bundle: over several processes, and with clear sentences where the input is wrong."""
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from ignite.engine import Engine
 
-__all__ = ["root_cause", "run_evaluator"]
+__all__ = ["join_ranks", "leave_ranks", "local_device", "root_cause", "run_evaluator"]
 
 logger = logging.getLogger(__name__)
 
 #: Errors that speak of the input. Anything else keeps its whole traceback.
 _INPUT_ERRORS = (ValueError, OSError)
+
+
+def join_ranks() -> None:
+    """Join the process group if torchrun started several processes (NCCL on CUDA, otherwise gloo)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        device = local_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave_ranks() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_device() -> torch.device:
+    """The CUDA device of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def root_cause(error: BaseException) -> BaseException:

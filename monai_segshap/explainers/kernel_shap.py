@@ -3,30 +3,35 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from monai_segshap.explainers.explanation import Explanation, software_versions
-from monai_segshap.games import RegionGame, check_scores, score_warnings
+from monai_segshap.explainers.identity import question_identity
+from monai_segshap.explainers.sweep import Sweep, SweepResult
+from monai_segshap.games import check_scores, score_warnings
 from monai_segshap.geometry import current_grid, source_grid
-from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, monai_window_plan
+from monai_segshap.inferers import CoalitionEvaluator, monai_window_plan, plan_chunks
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region
 from monai_segshap.shapley import (
     METHODS,
     CoalitionPlan,
     ShapleyEstimate,
+    ValueStore,
     all_coalitions,
     default_budget,
+    digest,
     plan_coalitions,
     restrict_plan,
     solve,
@@ -55,8 +60,9 @@ class _Prepared:
     evaluator: CoalitionEvaluator
     coalitions: CoalitionPlan
     order: NDArray[np.int64]
-    evaluation: EvaluationPlan
+    sweep: Sweep
     views: list[_RegionView]
+    identity: dict[str, str]
 
 
 class KernelSHAPExplainer:
@@ -77,6 +83,8 @@ class KernelSHAPExplainer:
         device: where the network runs; None: where the image is.
         max_bytes: bound for the logits held during the run.
         progress: print the plan, and show a bar with network passes done, planned and time left.
+        store_dir: folder in which the scores of finished coalitions are kept, in a subfolder for each question; the
+            same call continues there after an interruption, and a larger budget extends it. None: nothing is kept.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class KernelSHAPExplainer:
         device: torch.device | str | None = None,
         max_bytes: int = 4 * 1024**3,
         progress: bool = True,
+        store_dir: str | Path | None = None,
     ) -> None:
         self.network = network
         self.inferer = inferer
@@ -104,6 +113,7 @@ class KernelSHAPExplainer:
         self.device = device
         self.max_bytes = max_bytes
         self.progress = progress
+        self.store_dir = Path(store_dir) if store_dir is not None else None
         check_scores(self.scores, signal)
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
@@ -144,9 +154,10 @@ class KernelSHAPExplainer:
         started = time.perf_counter()
         self._check(image, partition, regions, logits)
         prepared = self._prepare(image, partition, regions, int(logits.shape[0]))
-        if self.progress:
-            print(self._announce(prepared, partition), flush=True)
-        games, scores = self._evaluate(prepared, regions)
+        store = self._store(prepared.identity)
+        if self.progress and idist.get_rank() == 0:
+            print(self._announce(prepared, partition, store), flush=True)
+        result = prepared.sweep.run(store, self.progress)
         seconds = {"network": prepared.evaluator.network_seconds, "total": time.perf_counter() - started}
         shared: dict[str, Any] = {
             "case": case,
@@ -157,23 +168,28 @@ class KernelSHAPExplainer:
             "seconds": seconds,
         }
         return [
-            self._explanation(prepared, region, game, view, scores[:, number], class_names, shared)
-            for number, (region, game, view) in enumerate(zip(regions, games, prepared.views, strict=True))
+            self._explanation(prepared, result, number, region, class_names, shared)
+            for number, region in enumerate(regions)
         ]
 
     def _explanation(
         self,
         prepared: _Prepared,
+        result: SweepResult,
+        number: int,
         region: Region,
-        game: RegionGame,
-        view: _RegionView,
-        scores: NDArray[np.float64],
         class_names: Sequence[str] | None,
         shared: dict[str, Any],
     ) -> Explanation:
         """Solve one region; units that its windows do not see get exactly 0."""
         name = _class_name(region.target, class_names)
+        view = prepared.views[number]
+        scores = np.empty_like(result.scores[:, number])
+        scores[prepared.order] = result.scores[:, number]
         estimate = solve(view.coalitions, scores[view.rows])
+        warnings = self._warnings(
+            estimate, region, result.references[number], shared["prediction"], name, int(view.visible.sum())
+        )
         values = np.zeros((len(view.visible), len(self.scores)))
         errors = np.zeros_like(values)
         values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
@@ -191,10 +207,10 @@ class KernelSHAPExplainer:
             evaluations=prepared.coalitions.n_evaluations,
             seed=self.seed,
             baseline=self.baseline.describe(),
-            forwards=prepared.evaluator.counts_after(prepared.evaluation),
+            forwards=result.forwards,
             segmentation_forwards=prepared.evaluator.plan.n_windows,
             diagnostics=estimate.diagnostics,
-            warnings=tuple(self._warnings(estimate, region, game, shared["prediction"], name, int(view.visible.sum()))),
+            warnings=tuple(warnings),
             signal=self.signal,
             reason=prepared.coalitions.reason,
             versions=software_versions(prepared.evaluator.device),
@@ -248,31 +264,31 @@ class KernelSHAPExplainer:
                 "windows that see the region: all are dummies with value 0. They lie too far away, or already equal "
                 f"the replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
             )
-        coalitions, evaluation, order = self._choose(evaluator, n_classes)
+        coalitions, order = self._choose(evaluator, n_classes)
+        rows = coalitions.rows[order]
+        sweep = Sweep(evaluator, rows, plan_chunks(evaluator, rows, n_classes), regions, self.scores, self.signal)
         views = [self._view(evaluator, coalitions, region) for region in regions]
-        return _Prepared(evaluator, coalitions, order, evaluation, views)
+        identity = question_identity(evaluator, sweep, coalitions, partition, fill, plain)
+        return _Prepared(evaluator, coalitions, order, sweep, views, identity)
 
-    def _choose(
-        self, evaluator: CoalitionEvaluator, n_classes: int
-    ) -> tuple[CoalitionPlan, EvaluationPlan, NDArray[np.int64]]:
-        """Coalitions, their passes, and the order in which they run: the full coalition, which defines P_0, first."""
+    def _choose(self, evaluator: CoalitionEvaluator, n_classes: int) -> tuple[CoalitionPlan, NDArray[np.int64]]:
+        """Coalitions, and the order in which they run: the full coalition, which defines P_0, first."""
         m = evaluator.n_units
         budget = default_budget(m) if self.budget is None else self.budget
         if m == 1 and self.method != "published":
             plan = plan_coalitions(1, 2, "exact", self.seed)
         else:
             plan = plan_coalitions(m, budget, self.method, self.seed)
-        evaluation, order = _prepare_rows(evaluator, plan, n_classes)
         if self.method == "auto" and plan.method != "exact" and m <= _MAX_COMPARED_UNITS:
             reason = f"all 2**{m} coalitions need no more network passes than {plan.n_evaluations} sampled ones"
             complete = CoalitionPlan(all_coalitions(m), "exact", self.seed, reason=reason)
-            rival, rival_order = _prepare_rows(evaluator, complete, n_classes)
-            if rival.jobs.n_forwards <= evaluation.jobs.n_forwards:
-                return complete, rival, rival_order
-        return plan, evaluation, order
+            exact, sampled = (evaluator.prepare(p.rows, n_classes).jobs.n_forwards for p in (complete, plan))
+            plan = complete if exact <= sampled else plan
+        others = np.delete(np.arange(plan.n_evaluations), plan.full_row)
+        return plan, np.concatenate([[plan.full_row], others])
 
-    def _announce(self, prepared: _Prepared, partition: Partition) -> str:
-        counts, m = prepared.evaluation.forwards, prepared.evaluator.n_units
+    def _announce(self, prepared: _Prepared, partition: Partition, store: ValueStore | None) -> str:
+        counts, m = prepared.sweep.planned, prepared.evaluator.n_units
         return (
             f"{partition.n_units} {partition.noun} units: {m} visible to the region, {partition.n_units - m} dummies "
             "with value 0\n"
@@ -280,26 +296,14 @@ class KernelSHAPExplainer:
             f"{prepared.coalitions.reason}\n"
             f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, "
             f"planned {counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive)"
+            + (f"\nfinished coalitions are kept in {store.folder}; the same call continues there" if store else "")
         )
 
-    def _evaluate(self, prepared: _Prepared, regions: Sequence[Region]) -> tuple[list[RegionGame], NDArray[np.float64]]:
-        """Games and scores (K, regions, T) in the rows of the coalition plan."""
-        games: list[RegionGame] = []
-        scores = np.full((prepared.coalitions.n_evaluations, len(regions), len(self.scores)), np.nan)
-        with _bar(prepared.evaluation.jobs.n_forwards, self.progress) as advance:
-            for row, fused in prepared.evaluator.run(prepared.evaluation, advance):
-                if row == 0:
-                    games = [self._game(region, logits) for region, logits in zip(regions, fused, strict=True)]
-                for number, (game, logits) in enumerate(zip(games, fused, strict=True)):
-                    scores[prepared.order[row], number] = game(logits)
-        return games, scores
-
-    def _game(self, region: Region, full_logits: torch.Tensor) -> RegionGame:
-        low, high = region.box
-        mask = region.mask[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
-        on_device = torch.from_numpy(np.ascontiguousarray(mask)).to(full_logits.device)
-        reference = full_logits.argmax(dim=0) == region.target
-        return RegionGame(on_device, reference, region.target, self.scores, self.signal)
+    def _store(self, identity: dict[str, str]) -> ValueStore | None:
+        if self.store_dir is None:
+            return None
+        name = digest(json.dumps(identity, sort_keys=True))[:16]
+        return ValueStore(self.store_dir / name, identity)
 
     def _view(self, evaluator: CoalitionEvaluator, coalitions: CoalitionPlan, region: Region) -> _RegionView:
         """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
@@ -319,13 +323,12 @@ class KernelSHAPExplainer:
         self,
         estimate: ShapleyEstimate,
         region: Region,
-        game: RegionGame,
+        reference: NDArray[np.bool_],
         prediction: NDArray[np.integer],
         name: str,
         n_visible: int,
     ) -> list[str]:
         part = tuple(slice(a, b + 1) for a, b in zip(*region.box, strict=True))
-        reference = game.reference.cpu().numpy()
         found = score_warnings(region.mask[part], reference, self.scores, name)
         if region.other_voxels:
             found.append(
@@ -351,23 +354,5 @@ class KernelSHAPExplainer:
         return found + list(estimate.diagnostics.get("warnings", []))
 
 
-def _prepare_rows(
-    evaluator: CoalitionEvaluator, plan: CoalitionPlan, n_classes: int
-) -> tuple[EvaluationPlan, NDArray[np.int64]]:
-    others = np.delete(np.arange(plan.n_evaluations), plan.full_row)
-    order = np.concatenate([[plan.full_row], others])
-    return evaluator.prepare(plan.rows[order], n_classes), order
-
-
 def _class_name(index: int, names: Sequence[str] | None) -> str:
     return str(names[index]) if names is not None and index < len(names) else f"class {index}"
-
-
-@contextmanager
-def _bar(total: int, visible: bool) -> Iterator[Callable[[int], None]]:
-    with tqdm(total=total, disable=not visible, unit="pass", desc="network passes", smoothing=0.05) as bar:
-
-        def advance(n: int) -> None:
-            bar.update(n)
-
-        yield advance

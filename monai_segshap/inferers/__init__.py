@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_segshap.inferers.caching import CacheInfo, CachingSlidingWindowInferer, UnitPerturbation
+from monai_segshap.inferers.chunks import plan_chunks, total_forwards
 from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
 from monai_segshap.inferers.jobs import (
     ForwardCounts,
@@ -28,5 +29,7 @@ __all__ = [
     "compute_incidence",
     "count_forwards",
     "monai_window_plan",
+    "plan_chunks",
     "plan_jobs",
+    "total_forwards",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -163,10 +163,6 @@ class CoalitionEvaluator:
                 for job in expiry.get(row, []):
                     del held[job]
                 row += 1
-
-    def counts_after(self, evaluation: EvaluationPlan) -> ForwardCounts:
-        """The plan's counts, with what has gone through the network so far."""
-        return replace(evaluation.forwards, run=self.n_forwards)
 
     def _run_batch(
         self, evaluation: EvaluationPlan, batch: tuple[int, ...], size: int, held: dict[int, list[torch.Tensor]]

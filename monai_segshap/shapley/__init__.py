@@ -6,6 +6,7 @@ from __future__ import annotations
 from monai_segshap.shapley.coalitions import METHODS, CoalitionPlan, default_budget, plan_coalitions, restrict_plan
 from monai_segshap.shapley.estimate import Game, ShapleyEstimate, estimate_shapley, solve
 from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions, exact_shapley
+from monai_segshap.shapley.store import ValueStore, digest
 
 __all__ = [
     "MAX_EXACT_UNITS",
@@ -13,8 +14,10 @@ __all__ = [
     "CoalitionPlan",
     "Game",
     "ShapleyEstimate",
+    "ValueStore",
     "all_coalitions",
     "default_budget",
+    "digest",
     "estimate_shapley",
     "exact_shapley",
     "plan_coalitions",

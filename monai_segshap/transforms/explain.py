@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -163,7 +164,8 @@ class KernelSHAPd(MapTransform):
         output_key: key of the list of explanations, one for each region.
         map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
         allow_missing_keys: as in MONAI.
-        options: of the explainer: scores, budget, method, seed, baseline, signal, device, max_bytes, progress.
+        options: of the explainer: scores, budget, method, seed, baseline, signal, device, max_bytes, progress,
+            store_dir.
     """
 
     backend = (TransformBackends.TORCH,)
@@ -247,6 +249,8 @@ class SaveExplanationd(MapTransform):
         for key in self.key_iterator(d):
             found: list[Explanation] = d[key]
             d[self.files_key] = []
+            if idist.get_rank() > 0:  # every rank has the same explanations; one writes them
+                continue
             for number, explanation in enumerate(found, start=1):
                 folder = self.output_dir / explanation.case
                 if len(found) > 1:

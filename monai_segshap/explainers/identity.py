@@ -1,0 +1,58 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""What the scores of a question depend on, so that stored ones are never mistaken for another's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from monai_segshap.explainers.sweep import Sweep
+from monai_segshap.inferers import CoalitionEvaluator
+from monai_segshap.shapley import CoalitionPlan, digest
+from monai_segshap.units import Partition
+
+__all__ = ["question_identity"]
+
+
+def question_identity(
+    evaluator: CoalitionEvaluator,
+    sweep: Sweep,
+    coalitions: CoalitionPlan,
+    partition: Partition,
+    fill: torch.Tensor,
+    image: torch.Tensor,
+) -> dict[str, str]:
+    """Everything that a score depends on but the coalition itself, as names and digests.
+
+    Args:
+        evaluator: holds the network and the window plan.
+        sweep: holds regions and scores.
+        coalitions: their method and seed.
+        partition: the units.
+        fill: (C, H, W, D), replacement of removed voxels.
+        image: (C, H, W, D), network space.
+    """
+    plan = evaluator.plan
+    windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value}"
+    return {
+        "network": _network_digest(evaluator.network),
+        "image": digest(image.cpu().numpy()),
+        "replacement": digest(fill.cpu().numpy()),
+        "units": digest(partition.labels),
+        "regions": digest(*(r.mask for r in sweep.regions), str([r.target for r in sweep.regions])),
+        "windows": digest(plan.starts, plan.batch_sizes, plan.weight.cpu().numpy(), windows),
+        "coalitions": f"{coalitions.method}, {evaluator.n_units} units, seed {coalitions.seed}",
+        "scores": f"{', '.join(sweep.scores)} of the {sweep.signal}",
+        "numbers": f"{image.dtype} on {evaluator.device.type}, torch {torch.__version__}",
+    }
+
+
+def _network_digest(network: Any) -> str:
+    """Digest of the weights and the class; a plain callable is known by its name only."""
+    if not isinstance(network, torch.nn.Module):
+        return f"{getattr(network, '__module__', '')}.{getattr(network, '__qualname__', type(network).__qualname__)}"
+    parts: list[Any] = [str(network)]
+    for name, tensor in network.state_dict().items():
+        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()]
+    return digest(*parts)

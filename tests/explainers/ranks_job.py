@@ -1,0 +1,72 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""A small explanation that a test runs under torchrun: ``ranks_job.py FOLDER [store]``. Rank 0 writes result.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+
+from monai_segshap.explainers import KernelSHAPExplainer
+from monai_segshap.geometry import VoxelGrid
+from monai_segshap.inferers import CachingSlidingWindowInferer
+from monai_segshap.region import select_region
+from monai_segshap.running import join_ranks, leave_ranks
+from monai_segshap.units import cube_partition
+
+
+class Fragile(torch.nn.Module):
+    """Breaks down after a number of windows, as a killed process would."""
+
+    def __init__(self, limit):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 3, 1)
+        )
+        self.limit, self.seen = limit, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        if self.seen > self.limit:
+            raise KeyboardInterrupt
+        return self.layers(x)
+
+
+def job(store_dir=None, budget=130, network=None):
+    """Explanations of two regions of noise by a random network, 48 cubes as units."""
+    torch.set_num_threads(1)
+    network = network or Fragile(10**9)
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 18, 18, 12)).astype(np.float32))
+    inferer = CachingSlidingWindowInferer((8, 8, 8), sw_batch_size=2, overlap=0.5, mode="gaussian")
+    with torch.no_grad():
+        logits = inferer(image[None], network)[0]
+    grid = VoxelGrid((18, 18, 12), np.eye(4))
+    boxes = ([[6, 6, 4], [9, 9, 7]], [[3, 3, 3], [5, 5, 5]])
+    prediction = logits.argmax(0).numpy()
+    regions = [select_region(prediction, 1, {"mode": "box", "box_ijk": b}, grid) for b in boxes]
+    explainer = KernelSHAPExplainer(
+        network, inferer, budget=budget, method="kernelshap", progress=False, store_dir=store_dir
+    )
+    return explainer(image, cube_partition(grid, 5.0), regions, logits)
+
+
+def record(explanations):
+    """What must not depend on ranks or interruptions."""
+    found = [e.to_dict() for e in explanations]
+    for entry in found:
+        entry.pop("seconds")
+    return found
+
+
+if __name__ == "__main__":
+    join_ranks()
+    folder = Path(sys.argv[1])
+    result = record(job(folder / "store" if "store" in sys.argv else None))
+    if idist.get_rank() == 0:
+        (folder / "result.json").write_text(json.dumps(result))
+    leave_ranks()
