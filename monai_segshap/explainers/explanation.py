@@ -53,7 +53,7 @@ class Explanation:
         file_grid: grid of the image file.
         diagnostics: of the estimator.
         warnings: sentences that a reader must know.
-        window_grid: "deployed": windows of the whole-volume inference.
+        window_grid: "deployed": windows of the whole-volume inference; "crop, half window" or "crop, full window".
         signal: what the scores sum, see `monai_segshap.games.SIGNALS`.
         reason: why this estimator was used.
         versions: of the software.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from monai_segshap.explainers.identity import question_identity
 from monai_segshap.explainers.sweep import Sweep, SweepResult
 from monai_segshap.games import check_scores, score_warnings
 from monai_segshap.geometry import current_grid, source_grid
-from monai_segshap.inferers import CoalitionEvaluator, monai_window_plan, plan_chunks
+from monai_segshap.inferers import (
+    DILATIONS,
+    GRIDS,
+    CoalitionEvaluator,
+    crop_box,
+    monai_window_plan,
+    plan_chunks,
+)
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region
 from monai_segshap.shapley import (
@@ -81,6 +88,9 @@ class KernelSHAPExplainer:
         baseline: what removed voxels become; default 0 in network space.
         signal: "logit" (paper 000), "probability" or "margin".
         device: where the network runs; None: where the image is.
+        grid: "deployed": the windows of the whole-volume inference, so that the deployed prediction is explained; "crop":
+            a fresh grid on the cropped receptive field, as paper 000, whose prediction differs slightly.
+        crop_dilation: for the crop: "half" or "full", see `monai_segshap.inferers.crop_box`.
         max_bytes: bound for the logits held during the run.
         progress: print the plan, and show a bar with network passes done, planned and time left.
         store_dir: folder in which the scores of finished coalitions are kept, in a subfolder for each question; the
@@ -98,6 +108,8 @@ class KernelSHAPExplainer:
         baseline: Baseline | None = None,
         signal: str = "logit",
         device: torch.device | str | None = None,
+        grid: str = "deployed",
+        crop_dilation: str = "half",
         max_bytes: int = 4 * 1024**3,
         progress: bool = True,
         store_dir: str | Path | None = None,
@@ -111,12 +123,18 @@ class KernelSHAPExplainer:
         self.baseline = baseline or ConstantBaseline(0.0)
         self.signal = signal
         self.device = device
+        self.grid, self.crop_dilation = grid, crop_dilation
         self.max_bytes = max_bytes
         self.progress = progress
         self.store_dir = Path(store_dir) if store_dir is not None else None
         check_scores(self.scores, signal)
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+        if grid not in GRIDS or crop_dilation not in DILATIONS:
+            raise ValueError(
+                f"grid {grid!r} with crop_dilation {crop_dilation!r}; expected one of {', '.join(GRIDS)} and one of "
+                f"{', '.join(DILATIONS)}."
+            )
         if not self.baseline.is_local:
             raise ValueError(
                 f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
@@ -211,6 +229,7 @@ class KernelSHAPExplainer:
             segmentation_forwards=prepared.evaluator.plan.n_windows,
             diagnostics=estimate.diagnostics,
             warnings=tuple(warnings),
+            window_grid="deployed" if self.grid == "deployed" else f"crop, {self.crop_dilation} window",
             signal=self.signal,
             reason=prepared.coalitions.reason,
             versions=software_versions(prepared.evaluator.device),
@@ -252,11 +271,24 @@ class KernelSHAPExplainer:
         # on the network's device, so that the fusion weights are computed where the deployed inference computes them
         plain = image.as_subclass(torch.Tensor).to(self.device or image.device)
         fill = self.baseline.fill(plain, partition.grid.spacing_mm)
-        plan = monai_window_plan(self.inferer, plain)
-        boxes = [region.box for region in regions]
         labels = torch.from_numpy(partition.labels)
+        if self.grid == "crop":
+            roi = monai_window_plan(self.inferer, plain).roi_size
+            box = crop_box([r.box for r in regions], roi, partition.grid.shape, self.crop_dilation)
+            part = tuple(slice(a, b + 1) for a, b in zip(*box, strict=True))
+            plain, fill, labels = plain[(..., *part)], fill[(..., *part)], labels[part]
+            regions = [replace(region, mask=region.mask[part]) for region in regions]
         evaluator = CoalitionEvaluator(
-            self.network, plan, plain, labels, fill, boxes, device=self.device, max_bytes=self.max_bytes
+            self.network,
+            monai_window_plan(self.inferer, plain),
+            plain,
+            labels,
+            fill,
+            [region.box for region in regions],
+            device=self.device,
+            max_bytes=self.max_bytes,
+            n_units=partition.n_units,
+            whole_grid=self.grid == "crop",
         )
         if evaluator.n_units == 0:
             raise ValueError(
@@ -337,7 +369,7 @@ class KernelSHAPExplainer:
                 "margin_mm, or extent 'component', leaves them out."
             )
         differing = int(((prediction[part] == region.target) != reference).sum())
-        if differing:
+        if differing and self.grid == "deployed":
             found.append(
                 f"the prediction given differs from the network's own in {differing} voxels of the region's box; the "
                 "scores use the network's own. Was it post-processed, or made with other windows?"

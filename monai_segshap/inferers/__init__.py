@@ -14,9 +14,11 @@ from monai_segshap.inferers.jobs import (
     count_forwards,
     plan_jobs,
 )
-from monai_segshap.inferers.window_plan import WindowPlan, monai_window_plan
+from monai_segshap.inferers.window_plan import DILATIONS, GRIDS, WindowPlan, crop_box, monai_window_plan
 
 __all__ = [
+    "DILATIONS",
+    "GRIDS",
     "CacheInfo",
     "CachingSlidingWindowInferer",
     "CoalitionEvaluator",
@@ -28,6 +30,7 @@ __all__ = [
     "WindowPlan",
     "compute_incidence",
     "count_forwards",
+    "crop_box",
     "monai_window_plan",
     "plan_chunks",
     "plan_jobs",

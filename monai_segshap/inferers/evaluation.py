@@ -56,6 +56,8 @@ class CoalitionEvaluator:
         boxes: the regions' boxes, image indices, both corners inside.
         device: where the network runs; default the image's.
         max_bytes: bound for the logits kept from one coalition to the next.
+        n_units: M; default the largest label.
+        whole_grid: see `count_forwards`.
 
     Attributes:
         visible: bool (M,), units that change a voxel of a window that touches a region. Coalitions are of these.
@@ -96,10 +98,11 @@ class CoalitionEvaluator:
         self.plan = plan
         self.device = torch.device(device) if device is not None else image.device
         self.max_bytes = max_bytes
+        self.whole_grid = whole_grid
         self.n_forwards = 0
         self.network_seconds = 0.0
         active = plan.touching(boxes)
-        incidence = compute_incidence(plan, active, labels, image, fill, int(labels.max()))
+        incidence = compute_incidence(plan, active, labels, image, fill, n_units or int(labels.max()))
         self.visible = incidence.visible
         self.n_units = int(self.visible.sum())
         self.incidence: Incidence = incidence.restricted_to(self.visible)
@@ -134,7 +137,7 @@ class CoalitionEvaluator:
             self._entry_voxels * n_classes * itemsize,
             self.max_bytes,
         )
-        return EvaluationPlan(rows, n_classes, jobs, count_forwards(rows, self.incidence, jobs))
+        return EvaluationPlan(rows, n_classes, jobs, count_forwards(rows, self.incidence, jobs, self.whole_grid))
 
     def run(
         self, evaluation: EvaluationPlan, progress: Callable[[int], None] | None = None

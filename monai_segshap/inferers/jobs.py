@@ -275,9 +275,18 @@ class ForwardCounts:
     run: int = 0
 
 
-def count_forwards(rows: NDArray[np.bool_], incidence: Incidence, jobs: JobPlan) -> ForwardCounts:
-    """Count passes without reuse, with the published cache, and planned. See `ForwardCounts`."""
-    field = np.asarray(incidence.member.any(axis=1))
+def count_forwards(
+    rows: NDArray[np.bool_], incidence: Incidence, jobs: JobPlan, whole_grid: bool = False
+) -> ForwardCounts:
+    """Count passes without reuse, with the published cache, and planned. See `ForwardCounts`.
+
+    Args:
+        rows: bool (K, M), the coalitions.
+        incidence: of the M units.
+        jobs: their plan.
+        whole_grid: count every window of the grid as naive, as on a crop; otherwise those that see a unit or a region.
+    """
+    field = np.asarray(incidence.member.any(axis=1)) | whole_grid
     field[incidence.active] = True
     member = incidence.member[field].astype(np.float32)
     masked = 0

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from monai_segshap.region import Box
 
-__all__ = ["WindowPlan", "monai_window_plan"]
+__all__ = ["DILATIONS", "GRIDS", "WindowPlan", "crop_box", "monai_window_plan"]
+
+#: Window grids: that of the deployed whole-volume inference, or a fresh one on the cropped receptive field (paper 000).
+GRIDS = ("deployed", "crop")
+#: How far the crop reaches beyond the regions' box: half a window ("patch radius") or a whole one.
+DILATIONS = ("half", "full")
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,31 @@ def monai_window_plan(inferer: SlidingWindowInferer, image: torch.Tensor) -> Win
         padding_value=float(inferer.cval),
         stitch_device=torch.device(inferer.device) if inferer.device is not None else None,
     )
+
+
+def crop_box(boxes: Sequence[Box], roi_size: Sequence[int], shape: Sequence[int], dilation: str = "half") -> Box:
+    """Receptive field of paper 000, section III-A: the regions' box, dilated and cut at the image's border.
+
+    Args:
+        boxes: of the regions, image indices, both corners inside.
+        roi_size: window size.
+        shape: of the image.
+        dilation: "half" a window (the paper's patch radius) or a "full" one on each side.
+
+    Returns:
+        the crop, both corners inside. Windows that see the region reach up to a whole window beyond it, so that with
+        "half" units further out are cut off, and the prediction on the crop differs from the deployed one.
+
+    Raises:
+        ValueError: for an unknown dilation.
+    """
+    if dilation not in DILATIONS:
+        raise ValueError(f"unknown crop dilation {dilation!r}; expected one of {', '.join(DILATIONS)}.")
+    low, high = (np.array([b[end] for b in boxes]) for end in (0, 1))
+    reach = np.asarray(roi_size) // (2 if dilation == "half" else 1)
+    first = np.maximum(low.min(axis=0) - reach, 0)
+    last = np.minimum(high.max(axis=0) + reach, np.asarray(shape) - 1)
+    return _triple(first), _triple(last)
 
 
 def _fusion_weight(inferer: SlidingWindowInferer, roi: tuple[int, ...], image: torch.Tensor) -> torch.Tensor:

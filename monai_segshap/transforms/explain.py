@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -16,12 +16,13 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import TransformBackends
+from numpy.typing import NDArray
 
 from monai_segshap.explainers import Explanation, KernelSHAPExplainer
 from monai_segshap.geometry import current_grid, source_grid
-from monai_segshap.inferers import monai_window_plan
+from monai_segshap.inferers import crop_box, monai_window_plan
 from monai_segshap.networks import evaluation_mode
-from monai_segshap.region import Region, RegionSpec, select_region
+from monai_segshap.region import Box, Region, RegionSpec, select_region
 from monai_segshap.units import Partition
 from monai_segshap.writers import format_table, write_explanation
 
@@ -81,6 +82,8 @@ class SelectRegiond(MapTransform):
         image_key: image whose file grid voxel indices in ``region`` refer to.
         output_key: key of the uint8 masks (regions, H, W, D).
         field_key: key of the uint8 receptive field (1, H, W, D).
+        grid: "deployed" or "crop"; with "crop" the receptive field is the cropped box of paper 000.
+        crop_dilation: "half" or "full", see `monai_segshap.inferers.crop_box`.
         allow_missing_keys: as in MONAI.
     """
 
@@ -96,6 +99,8 @@ class SelectRegiond(MapTransform):
         image_key: str = "image",
         output_key: str = "region",
         field_key: str = "receptive_field",
+        grid: str = "deployed",
+        crop_dilation: str = "half",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -110,6 +115,7 @@ class SelectRegiond(MapTransform):
         self.specs = specs * count if len(specs) == 1 else specs
         self.class_names = list(class_names) if class_names is not None else None
         self.inferer, self.image_key, self.output_key, self.field_key = inferer, image_key, output_key, field_key
+        self.grid, self.crop_dilation = grid, crop_dilation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the region masks (and the receptive field) to the dictionary."""
@@ -129,12 +135,20 @@ class SelectRegiond(MapTransform):
             ]
             d[self.output_key] = _pack(regions, torch.as_tensor(grid.affine))
             if self.inferer is not None:
-                plan = monai_window_plan(self.inferer, image.as_subclass(torch.Tensor))
-                field = plan.receptive_field([r.box for r in regions])
+                field = self._field(image, [r.box for r in regions])
                 d[self.field_key] = MetaTensor(
                     torch.from_numpy(field[None].astype(np.uint8)), affine=torch.as_tensor(grid.affine)
                 )
         return d
+
+    def _field(self, image: torch.Tensor, boxes: Sequence[Box]) -> NDArray[np.bool_]:
+        plan = monai_window_plan(cast(SlidingWindowInferer, self.inferer), image.as_subclass(torch.Tensor))
+        if self.grid == "deployed":
+            return plan.receptive_field(boxes)
+        low, high = crop_box(boxes, plan.roi_size, plan.image_shape, self.crop_dilation)
+        field = np.zeros(plan.image_shape, dtype=bool)
+        field[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
+        return field
 
     def _region(
         self, prediction: np.ndarray, target: int | str, spec: RegionSpec, image: torch.Tensor, n_classes: int
@@ -164,8 +178,8 @@ class KernelSHAPd(MapTransform):
         output_key: key of the list of explanations, one for each region.
         map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
         allow_missing_keys: as in MONAI.
-        options: of the explainer: scores, budget, method, seed, baseline, signal, device, max_bytes, progress,
-            store_dir.
+        options: of the explainer: scores, budget, method, seed, baseline, signal, device, grid,
+            crop_dilation, max_bytes, progress, store_dir.
     """
 
     backend = (TransformBackends.TORCH,)
