@@ -88,8 +88,8 @@ class KernelSHAPExplainer:
         baseline: what removed voxels become; default 0 in network space.
         signal: "logit" (paper 000), "probability" or "margin".
         device: where the network runs; None: where the image is.
-        grid: "deployed": the windows of the whole-volume inference, so that the deployed prediction is explained; "crop":
-            a fresh grid on the cropped receptive field, as paper 000, whose prediction differs slightly.
+        grid: "deployed": the windows of the whole-volume inference, so that the deployed prediction is explained;
+            "crop": a fresh grid on the cropped receptive field, as paper 000, whose prediction differs slightly.
         crop_dilation: for the crop: "half" or "full", see `monai_segshap.inferers.crop_box`.
         max_bytes: bound for the logits held during the run.
         progress: print the plan, and show a bar with network passes done, planned and time left.
@@ -276,7 +276,8 @@ class KernelSHAPExplainer:
             roi = monai_window_plan(self.inferer, plain).roi_size
             box = crop_box([r.box for r in regions], roi, partition.grid.shape, self.crop_dilation)
             part = tuple(slice(a, b + 1) for a, b in zip(*box, strict=True))
-            plain, fill, labels = plain[(..., *part)], fill[(..., *part)], labels[part]
+            inside = (slice(None), *part)
+            plain, fill, labels = plain[inside], fill[inside], labels[part]
             regions = [replace(region, mask=region.mask[part]) for region in regions]
         evaluator = CoalitionEvaluator(
             self.network,

@@ -80,6 +80,8 @@ class CoalitionEvaluator:
         boxes: Sequence[Box],
         device: torch.device | str | None = None,
         max_bytes: int = 4 * 1024**3,
+        n_units: int | None = None,
+        whole_grid: bool = False,
     ) -> None:
         if tuple(image.shape[1:]) != plan.image_shape or tuple(labels.shape) != plan.image_shape:
             raise ValueError(
