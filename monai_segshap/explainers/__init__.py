@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.kernel_shap import KernelSHAPExplainer
+from monai_segshap.explainers.sweep import RANKS
 
-__all__ = ["Explanation", "KernelSHAPExplainer", "software_versions"]
+__all__ = ["RANKS", "Explanation", "KernelSHAPExplainer", "software_versions"]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.identity import question_identity
-from monai_segshap.explainers.sweep import Sweep, SweepResult
+from monai_segshap.explainers.sweep import RANKS, Sweep, SweepResult
 from monai_segshap.games import check_scores, score_warnings
 from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import (
@@ -71,6 +70,11 @@ class _Prepared:
     views: list[_RegionView]
     identity: dict[str, str]
 
+    @property
+    def digest(self) -> str:
+        """Of the identity."""
+        return digest(json.dumps(self.identity, sort_keys=True))
+
 
 class KernelSHAPExplainer:
     """Shapley values of units for the segmentation of one or several regions, from one sweep of coalitions.
@@ -93,6 +97,8 @@ class KernelSHAPExplainer:
         crop_dilation: for the crop: "half" or "full", see `monai_segshap.inferers.crop_box`.
         max_bytes: bound for the logits held during the run.
         progress: print the plan, and show a bar with network passes done, planned and time left.
+        ranks: with several processes (torchrun): "alone": each explains its own cases; "share": all have the same case
+            and share its coalitions.
         store_dir: folder in which the scores of finished coalitions are kept, in a subfolder for each question; the
             same call continues there after an interruption, and a larger budget extends it. None: nothing is kept.
     """
@@ -112,6 +118,7 @@ class KernelSHAPExplainer:
         crop_dilation: str = "half",
         max_bytes: int = 4 * 1024**3,
         progress: bool = True,
+        ranks: str = "alone",
         store_dir: str | Path | None = None,
     ) -> None:
         self.network = network
@@ -126,10 +133,13 @@ class KernelSHAPExplainer:
         self.grid, self.crop_dilation = grid, crop_dilation
         self.max_bytes = max_bytes
         self.progress = progress
+        self.ranks = ranks
         self.store_dir = Path(store_dir) if store_dir is not None else None
         check_scores(self.scores, signal)
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+        if ranks not in RANKS:
+            raise ValueError(f"unknown ranks {ranks!r}; expected one of {', '.join(RANKS)}.")
         if grid not in GRIDS or crop_dilation not in DILATIONS:
             raise ValueError(
                 f"grid {grid!r} with crop_dilation {crop_dilation!r}; expected one of {', '.join(GRIDS)} and one of "
@@ -172,8 +182,11 @@ class KernelSHAPExplainer:
         started = time.perf_counter()
         self._check(image, partition, regions, logits)
         prepared = self._prepare(image, partition, regions, int(logits.shape[0]))
-        store = self._store(prepared.identity)
-        if self.progress and idist.get_rank() == 0:
+        prepared.sweep.require_one_case(prepared.digest)
+        store = None
+        if self.store_dir is not None:
+            store = ValueStore(self.store_dir / prepared.digest[:16], prepared.identity)
+        if self.progress and prepared.sweep.rank == 0:
             print(self._announce(prepared, partition, store), flush=True)
         result = prepared.sweep.run(store, self.progress)
         seconds = {"network": prepared.evaluator.network_seconds, "total": time.perf_counter() - started}
@@ -299,7 +312,8 @@ class KernelSHAPExplainer:
             )
         coalitions, order = self._choose(evaluator, n_classes)
         rows = coalitions.rows[order]
-        sweep = Sweep(evaluator, rows, plan_chunks(evaluator, rows, n_classes), regions, self.scores, self.signal)
+        chunks = plan_chunks(evaluator, rows, n_classes)
+        sweep = Sweep(evaluator, rows, chunks, regions, self.scores, self.signal, self.ranks)
         views = [self._view(evaluator, coalitions, region) for region in regions]
         identity = question_identity(evaluator, sweep, coalitions, partition, fill, plain)
         return _Prepared(evaluator, coalitions, order, sweep, views, identity)
@@ -331,12 +345,6 @@ class KernelSHAPExplainer:
             f"planned {counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive)"
             + (f"\nfinished coalitions are kept in {store.folder}; the same call continues there" if store else "")
         )
-
-    def _store(self, identity: dict[str, str]) -> ValueStore | None:
-        if self.store_dir is None:
-            return None
-        name = digest(json.dumps(identity, sort_keys=True))[:16]
-        return ValueStore(self.store_dir / name, identity)
 
     def _view(self, evaluator: CoalitionEvaluator, coalitions: CoalitionPlan, region: Region) -> _RegionView:
         """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""

@@ -18,7 +18,10 @@ from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, ForwardCo
 from monai_segshap.region import Region
 from monai_segshap.shapley import ValueStore
 
-__all__ = ["Sweep", "SweepResult"]
+__all__ = ["RANKS", "Sweep", "SweepResult"]
+
+#: What several processes do: each explains its own cases, or all share the coalitions of one case.
+RANKS = ("alone", "share")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Sweep:
         regions: what is explained.
         scores: names of the scores.
         signal: see `RegionGame`.
+        ranks: "alone": this process does everything and talks to no other; "share": chunks are shared out.
     """
 
     evaluator: CoalitionEvaluator
@@ -60,11 +64,38 @@ class Sweep:
     regions: Sequence[Region]
     scores: tuple[str, ...]
     signal: str
+    ranks: str = "alone"
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share this sweep."""
+        return idist.get_world_size() if self.ranks == "share" else 1
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among them."""
+        return idist.get_rank() if self.ranks == "share" else 0
 
     @property
     def planned(self) -> ForwardCounts:
         """Passes of all chunks, before any has run."""
         return total_forwards([plan for _, plan in self.chunks])
+
+    def require_one_case(self, case_digest: str) -> None:
+        """Raise on every rank unless all ranks that share this sweep ask the same question of the same case.
+
+        Raises:
+            ValueError: if the digests of the ranks differ.
+        """
+        if self.world_size == 1:
+            return
+        own = torch.tensor(list(bytes.fromhex(case_digest)), dtype=torch.uint8, device=idist.device())
+        gathered = torch.as_tensor(idist.all_gather(own)).reshape(self.world_size, -1)
+        if not bool((gathered == gathered[0]).all()):
+            raise ValueError(
+                "the processes work on different cases or questions, so they can not share coalitions. Give all of "
+                "them the same case (no distributed sampler), or use ranks='alone'."
+            )
 
     def run(self, store: ValueStore | None = None, progress: bool = True) -> SweepResult:
         """Evaluate every chunk that the store does not have.
@@ -76,7 +107,7 @@ class Sweep:
         Returns:
             the same result on every rank.
         """
-        rank, world = idist.get_rank(), idist.get_world_size()
+        rank, world = self.rank, self.world_size
         table = np.full((len(self.rows), len(self.regions), len(self.scores)), np.nan)
         passes = np.zeros(len(self.chunks), dtype=np.int64)
         resumed = np.zeros(len(self.chunks), dtype=np.int64)
@@ -99,7 +130,8 @@ class Sweep:
                         references = [found[f"reference_{r}"].astype(bool) for r in range(len(self.regions))]
                 if number == 0:
                     references = self._share_references(references)
-        table, passes, resumed = _merge(table), _sum_over_ranks(passes), _sum_over_ranks(resumed)
+        if world > 1:
+            table, passes, resumed = _merge(table), _sum_over_ranks(passes), _sum_over_ranks(resumed)
         counts = self.planned
         run = ForwardCounts(counts.naive, counts.published_cache, counts.planned, int(passes.sum()))
         return SweepResult(references, table, run, int(resumed.sum()))
@@ -146,7 +178,7 @@ class Sweep:
 
     def _share_references(self, references: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
         """Rank 0 has them; give them to the others."""
-        if idist.get_world_size() == 1:
+        if self.world_size == 1:
             return references
         shared = []
         for number, region in enumerate(self.regions):
@@ -164,8 +196,6 @@ def _reference(region: Region, logits: torch.Tensor) -> NDArray[np.bool_]:
 def _merge(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of all ranks; each row is on exactly one of them, the others hold NaN."""
     world = idist.get_world_size()
-    if world == 1:
-        return table
     gathered = idist.all_gather(torch.from_numpy(table).to(idist.device()))
     parts = torch.as_tensor(gathered).cpu().numpy().reshape(world, *table.shape)
     present = ~np.isnan(parts).any(axis=(2, 3))
@@ -177,8 +207,6 @@ def _merge(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _sum_over_ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    if idist.get_world_size() == 1:
-        return counts
     summed = idist.all_reduce(torch.from_numpy(counts).to(idist.device()), "SUM")
     return np.asarray(torch.as_tensor(summed).cpu().numpy())
 

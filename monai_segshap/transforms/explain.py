@@ -18,7 +18,7 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import TransformBackends
 from numpy.typing import NDArray
 
-from monai_segshap.explainers import Explanation, KernelSHAPExplainer
+from monai_segshap.explainers import RANKS, Explanation, KernelSHAPExplainer
 from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import crop_box, monai_window_plan
 from monai_segshap.networks import evaluation_mode
@@ -179,7 +179,7 @@ class KernelSHAPd(MapTransform):
         map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
         allow_missing_keys: as in MONAI.
         options: of the explainer: scores, budget, method, seed, baseline, signal, device, grid,
-            crop_dilation, max_bytes, progress, store_dir.
+            crop_dilation, max_bytes, progress, ranks, store_dir.
     """
 
     backend = (TransformBackends.TORCH,)
@@ -238,6 +238,7 @@ class SaveExplanationd(MapTransform):
         output_dir: see `monai_segshap.writers.write_explanation` for the files.
         overview: whether to draw pictures.
         print_table: whether to print the most important units.
+        ranks: "alone": every process writes; "share": all have the same explanations, and one writes them.
         files_key: key under which the written files are added: for each explanation a dictionary of name and path.
         allow_missing_keys: as in MONAI.
     """
@@ -250,12 +251,15 @@ class SaveExplanationd(MapTransform):
         output_dir: str | Path,
         overview: bool = True,
         print_table: bool = True,
+        ranks: str = "alone",
         files_key: str = "explanation_files",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_dir, self.overview, self.print_table = Path(output_dir), overview, print_table
-        self.files_key = files_key
+        if ranks not in RANKS:
+            raise ValueError(f"unknown ranks {ranks!r}; expected one of {', '.join(RANKS)}.")
+        self.ranks, self.files_key = ranks, files_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write each explanation, and add the paths to the dictionary."""
@@ -263,7 +267,7 @@ class SaveExplanationd(MapTransform):
         for key in self.key_iterator(d):
             found: list[Explanation] = d[key]
             d[self.files_key] = []
-            if idist.get_rank() > 0:  # every rank has the same explanations; one writes them
+            if self.ranks == "share" and idist.get_rank() > 0:
                 continue
             for number, explanation in enumerate(found, start=1):
                 folder = self.output_dir / explanation.case

@@ -1,5 +1,7 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
-"""A small explanation that a test runs under torchrun: ``ranks_job.py FOLDER [store]``. Rank 0 writes result.json."""
+"""A small explanation that a test runs under torchrun.
+
+``ranks_job.py FOLDER [store] [different] [alone]``. Rank 0 writes result.json; alone, each writes its own."""
 
 from __future__ import annotations
 
@@ -37,11 +39,11 @@ class Fragile(torch.nn.Module):
         return self.layers(x)
 
 
-def job(store_dir=None, budget=130, network=None):
+def job(store_dir=None, budget=130, network=None, seed=0, ranks="share"):
     """Explanations of two regions of noise by a random network, 48 cubes as units."""
     torch.set_num_threads(1)
     network = network or Fragile(10**9)
-    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 18, 18, 12)).astype(np.float32))
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 18, 18, 12)).astype(np.float32))
     inferer = CachingSlidingWindowInferer((8, 8, 8), sw_batch_size=2, overlap=0.5, mode="gaussian")
     with torch.no_grad():
         logits = inferer(image[None], network)[0]
@@ -50,7 +52,7 @@ def job(store_dir=None, budget=130, network=None):
     prediction = logits.argmax(0).numpy()
     regions = [select_region(prediction, 1, {"mode": "box", "box_ijk": b}, grid) for b in boxes]
     explainer = KernelSHAPExplainer(
-        network, inferer, budget=budget, method="kernelshap", progress=False, store_dir=store_dir
+        network, inferer, budget=budget, method="kernelshap", progress=False, store_dir=store_dir, ranks=ranks
     )
     return explainer(image, cube_partition(grid, 5.0), regions, logits)
 
@@ -66,7 +68,9 @@ def record(explanations):
 if __name__ == "__main__":
     join_ranks()
     folder = Path(sys.argv[1])
-    result = record(job(folder / "store" if "store" in sys.argv else None))
-    if idist.get_rank() == 0:
-        (folder / "result.json").write_text(json.dumps(result))
+    own = idist.get_rank() if "different" in sys.argv else 0
+    how = "alone" if "alone" in sys.argv else "share"
+    result = record(job(folder / "store" if "store" in sys.argv else None, seed=own, ranks=how))
+    if idist.get_rank() == 0 or how == "alone":
+        (folder / f"result{own or ''}.json").write_text(json.dumps(result))
     leave_ranks()

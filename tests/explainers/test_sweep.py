@@ -129,6 +129,19 @@ def test_ranks_change_no_number(processes, undisturbed, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
+def test_ranks_with_cases_of_their_own_do_not_wait_for_each_other(undisturbed, tmp_path):
+    assert _launch(2, tmp_path / "job", "different", "alone") == undisturbed[0]
+    other = json.loads((tmp_path / "job" / "result1.json").read_text())
+    assert other == ranks_job.record(ranks_job.job(seed=1))
+
+
+@pytest.mark.xdist_group("ranks")
+def test_ranks_that_share_different_cases_are_refused(tmp_path):
+    with pytest.raises(AssertionError, match="the processes work on different cases or questions"):
+        _launch(2, tmp_path / "job", "different")
+
+
+@pytest.mark.xdist_group("ranks")
 def test_a_run_continues_with_another_number_of_ranks(undisturbed, tmp_path):
     folder = tmp_path / "job"
     folder.mkdir()
