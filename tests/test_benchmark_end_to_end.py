@@ -87,10 +87,10 @@ def test_the_same_scores_and_the_passes_of_a_recount(bench, tiny, make_network, 
     assert sweep.planned.planned == distinct
 
 
-def test_batches_of_windows_change_scores_by_rounding_at_most(bench, tiny, make_network):
-    found = _all(bench, make_network("unet"), tiny(batch=3))
+def test_full_batches_keep_the_scores_equal(bench, tiny, make_network):
+    found = _all(bench, make_network("wide_unet"), tiny(batch=3))
     np.testing.assert_array_equal(found["ours"][0], found["plain"][0])
-    np.testing.assert_allclose(found["published"][0], found["plain"][0], atol=1e-5)
+    np.testing.assert_array_equal(found["published"][0], found["plain"][0])
 
 
 def test_captum_runs_every_window_for_its_own_coalitions(bench, tiny, make_network):
@@ -126,3 +126,13 @@ def test_time_and_memory_are_measured(bench, tiny, make_network):
     kept = np.ones(64 * 2**20, dtype=np.uint8)
     assert bench._peak_mib("cpu") - before > 50
     assert kept.nbytes == 64 * 2**20
+
+
+def test_three_overlapping_regions_of_the_demo_case_cost_less_than_1_6_times_one(bench):
+    organs, cells = bench.demo_cases("cpu", 4)[3:]
+    # 27 windows touch the three regions, 18 the one. Organs pass 1.6 at about 256 coalitions; the report says so.
+    for case, counts in ((organs, (16, 64)), (cells, (16, 64, 256))):
+        assert len(case.regions) == 3
+        for coalitions in counts:
+            one, three = bench.region_passes(case, coalitions)
+            assert one < three < 1.6 * one

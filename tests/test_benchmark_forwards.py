@@ -84,6 +84,11 @@ def _distinct(rows, names, touching) -> int:
     return len(jobs)
 
 
+def _loses(names, row, inside) -> bool:
+    """Whether a coalition removes a voxel of the window."""
+    return any(name in inside for name, keep in zip(names, row, strict=True) if not keep)
+
+
 @pytest.mark.parametrize("grid", ["crop, full", "crop, half", "deployed"])
 @pytest.mark.parametrize("kind", ["organs", "FCC 40", "hybrid 40"])
 def test_counts_equal_direct_loops(forwards, units, grid, kind):
@@ -97,11 +102,12 @@ def test_counts_equal_direct_loops(forwards, units, grid, kind):
     names, visible = (sorted(frozenset().union(*seen)) for seen in (every, touching))
     assert (found.units, found.visible) == (len(names), len(visible))
     assert (found.n_windows, found.touching) == (len(every), len(touching))
-    rows = forwards.published_rows(len(names), n, 0)
-    changed = 0
-    for row in rows:
-        removed = {name for name, keep in zip(names, row, strict=True) if not keep}
-        changed += sum(1 for inside in every if inside & removed)
+    rows, refused = forwards.published_rows(len(names), n, 0)
+    assert (found.published_refused, refused) == (False, False)
+    changed = sum(1 for row in rows for inside in every if _loses(names, row, inside))
+    if kind == "organs":
+        exact = sum(1 for row in all_coalitions(len(names)) for inside in every if _loses(names, row, inside))
+        assert found.published_exact == exact + len(every)
     assert found.naive == len(every) * len(rows)
     assert found.published == changed + len(every)
     assert found.ours_same == _distinct(rows, names, touching)
@@ -146,7 +152,8 @@ def test_refused_plans_are_drawn_by_the_same_law_and_marked(forwards):
     assert rows.shape == (102, 60)
     np.testing.assert_array_equal(rows[2::2], ~rows[3::2])
     assert not forwards.default_rows(60, 200, 0)[1]
-    rows = forwards.published_rows(60, 50, 0)
+    rows, refused = forwards.published_rows(60, 50, 0)
+    assert refused
     assert rows.shape == (52, 60)
     assert rows[0].all()
     assert not rows[1].any()

@@ -174,8 +174,7 @@ def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     rows = np.empty((2 + 2 * n_pairs, n_units), dtype=bool)
     rows[0], rows[1] = True, False
     rows[2::2], rows[3::2] = pairs, ~pairs
-    inclusion = _inclusion(pairs.sum(axis=1), n_units)
-    weights = _kernel(pairs.sum(axis=1), n_units) / inclusion
+    weights, inclusion = _pair_weights(pairs.sum(axis=1), n_units)
     require_determined(pair_signs(pairs), weights, inclusion, budget)
     reason = f"the 2**{n_units} coalitions exceed the budget of {budget}, so pairs of complements are drawn"
     return CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason)
@@ -236,26 +235,18 @@ def _distinct_pairs(n_units: int, n_pairs: int, seed: int) -> NDArray[np.bool_]:
         block += 1
 
 
-def _kernel(size: NDArray[np.integer], n_units: int) -> NDArray[np.float64]:
-    """Shapley kernel ``(M-1) / (C(M,k) k (M-k))`` (Lundberg and Lee 2017, Theorem 2)."""
-    sizes = range(1, n_units)
-    table = [0.0] + [(n_units - 1) * math.exp(-_log_comb(n_units, k)) / (k * (n_units - k)) for k in sizes]
-    return np.array(table)[size]
+def _pair_weights(size: NDArray[np.integer], n_units: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Regression weights and inclusion probabilities of pairs, from the size of one member each.
 
-
-def _log_comb(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def _inclusion(size: NDArray[np.integer], n_units: int) -> NDArray[np.float64]:
-    """Share of all pairs of its size that the plan holds, for each pair; a pair's size is that of its smaller member.
-
-    Given the counts, the pairs of one size are a simple random sample without replacement, so that kernel / inclusion
-    weighs them without bias: close to the sampling law ``1/(k(M-k))`` while duplicates are rare, and the Shapley
-    kernel itself, hence the exact values, once every pair is there.
+    The inclusion of a pair is the share of all pairs of its size (that of the smaller member) which the plan holds:
+    given the counts, these are a simple random sample without replacement. The weight is the Shapley kernel
+    ``(M-1) / (C(M,k) k (M-k))`` (Lundberg and Lee 2017, Theorem 2) over the inclusion, in which the binomial cancels:
+    near ``1/(k(M-k))`` while duplicates are rare, and the kernel itself, hence the exact values, once every pair is
+    there.
     """
     smaller = np.minimum(size, n_units - size)
     counts = np.bincount(smaller, minlength=n_units // 2 + 1)
-    halves = [2 if 2 * k == n_units else 1 for k in range(len(counts))]
-    share = [h * int(c) / math.comb(n_units, k) for k, (c, h) in enumerate(zip(counts, halves, strict=True))]
-    return np.array(share)[smaller]
+    halves = np.where(2 * np.arange(len(counts)) == n_units, 2, 1)
+    held = (halves * counts)[smaller]
+    share = [int(h) / math.comb(n_units, k) for k, h in enumerate(halves * counts)]
+    return (n_units - 1) / (size * (n_units - size) * held), np.array(share)[smaller]

@@ -260,3 +260,15 @@ def test_restriction_refuses_when_too_few_informative_rows_are_left():
     plan = replace(plan, rows=plan.rows[:50], weights=plan.weights[:48], inclusion=plan.inclusion[:48])
     with pytest.raises(ValueError, match=r"determine only|rests on one of them alone"):
         restrict_plan(plan, keep)
+
+
+@pytest.mark.parametrize("n_units", [12, 64, 1030, 1600])
+def test_weights_follow_the_closed_form_for_any_number_of_units(n_units):
+    plan = plan_coalitions(n_units, 4 * n_units, "kernelshap", seed=1)
+    size = plan.rows[2::2].sum(axis=1)
+    smaller = np.minimum(size, n_units - size)
+    drawn = np.bincount(smaller)[smaller]
+    of_both = np.where(2 * smaller == n_units, 2, 1)
+    expected = 1.0 / (size * (n_units - size) * drawn * of_both)
+    np.testing.assert_allclose(plan.weights / plan.weights.mean(), expected / expected.mean(), rtol=1e-12)
+    assert np.isfinite(plan.inclusion).all()
