@@ -67,7 +67,9 @@ def test_metadata_is_valid_and_says_what_changed():
 
 
 def test_network_input_and_output_are_as_the_metadata_says():
-    verify_net_in_out(net_id="network_def", config_file=CONFIG, meta_file=META, device="cpu")
+    found = json.loads(Path(META).read_text())["network_data_format"]
+    assert (found["inputs"]["image"]["num_channels"], found["outputs"]["pred"]["num_channels"]) == (1, 3)
+    verify_net_in_out(net_id="network_def", config_file=CONFIG, meta_file=META, device="cpu")  # raises if it differs
 
 
 def test_network_exports_to_torchscript(tmp_path):

@@ -131,7 +131,7 @@ def test_refuses_what_can_not_be_planned(arguments, message):
 
 
 def test_the_budget_named_in_the_error_works():
-    plan_coalitions(30, 76, "kernelshap")
+    assert plan_coalitions(30, 76, "kernelshap").n_evaluations == 78
 
 
 @pytest.mark.parametrize("method", ["kernelshap", "published"])
