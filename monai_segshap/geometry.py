@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-__all__ = ["VoxelGrid", "current_grid", "require_unsheared", "resample_nearest", "source_grid"]
+__all__ = ["VoxelGrid", "current_grid", "require_finite", "require_unsheared", "resample_nearest", "source_grid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,24 @@ def source_grid(image: torch.Tensor) -> VoxelGrid:
         return current_grid(image)
     sizes = [int(n) for n in np.asarray(shape).ravel()[:3]]
     return VoxelGrid((sizes[0], sizes[1], sizes[2]), np.asarray(affine, dtype=np.float64).reshape(4, 4))
+
+
+def require_finite(image: torch.Tensor, what: str) -> None:
+    """Raise unless every voxel of a (C, H, W, D) image is finite.
+
+    Args:
+        image: the image.
+        what: how the message calls it.
+
+    Raises:
+        ValueError: with the number of bad voxels and the first one.
+    """
+    bad = ~torch.isfinite(image.as_subclass(torch.Tensor))
+    if bool(bad.any()):
+        raise ValueError(
+            f"{what} holds {int(bad.sum())} values that are not finite (NaN or infinite), the first at channel, voxel "
+            f"{torch.nonzero(bad)[0].tolist()}. Replace them in the file, for example by -1024 HU."
+        )
 
 
 def require_unsheared(affine: NDArray[np.float64]) -> None:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from monai_segshap.geometry import VoxelGrid, resample_nearest
 
-__all__ = ["REGION_MODES", "Box", "Region", "RegionSpec", "bounding_box", "select_region"]
+__all__ = ["REGION_MODES", "Box", "Region", "RegionSpec", "bounding_box", "box_slices", "select_region"]
 
 #: Ways to name a region.
 REGION_MODES = ("largest", "component", "nearest", "box", "mask")
@@ -157,6 +157,12 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box:
     )
 
 
+def box_slices(box: Box) -> tuple[slice, slice, slice]:
+    """Slices of the voxels inside a box."""
+    low, high = box
+    return slice(low[0], high[0] + 1), slice(low[1], high[1] + 1), slice(low[2], high[2] + 1)
+
+
 def select_region(
     prediction: NDArray[np.integer],
     target: int,
@@ -267,7 +273,7 @@ def _box_mask(spec: RegionSpec, grid: VoxelGrid, file_grid: VoxelGrid) -> NDArra
             "the first one lower)."
         )
     volume = np.zeros(file_grid.shape, dtype=np.uint8)
-    volume[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = 1
+    volume[box_slices(spec.box_ijk)] = 1
     return _require_voxels(resample_nearest(volume, file_grid, grid).astype(bool), "the box")
 
 

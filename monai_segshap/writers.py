@@ -100,8 +100,9 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
             _save(explanation, explanation.attribution_map(score), folder / f"attribution_{score}.nii.gz")
 
     def pictures(folder: Path) -> None:
+        scene = _scene(explanation)
         for number, score in enumerate(explanation.scores):
-            _draw(explanation, score, folder / ("overview.png" if number == 0 else f"overview_{score}.png"))
+            _draw(explanation, scene, score, folder / ("overview.png" if number == 0 else f"overview_{score}.png"))
 
     return [tables, volumes, pictures] if overview else [tables, volumes]
 
@@ -125,7 +126,17 @@ def _slicer_colors(explanation: Explanation) -> pd.DataFrame:
     )
 
 
-def _draw(explanation: Explanation, score: str, path: Path) -> None:
+def _scene(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
+    """What the pictures of all scores share, on the grid of the file."""
+    predicted = explanation.prediction == explanation.target
+    return {
+        "image": explanation.on_file_grid(explanation.image, fill=float(explanation.image.min())),
+        "region": explanation.on_file_grid(explanation.region.mask.astype(np.uint8)).astype(bool),
+        "prediction": explanation.on_file_grid(predicted.astype(np.uint8)).astype(bool),
+    }
+
+
+def _draw(explanation: Explanation, scene: dict[str, NDArray[np.generic]], score: str, path: Path) -> None:
     t = explanation.score_index(score)
     effective = explanation.baseline
     removed = f"{effective['hu']:g} HU" if effective.get("hu") is not None else effective["kind"]
@@ -138,17 +149,13 @@ def _draw(explanation: Explanation, score: str, path: Path) -> None:
     )
     save_overview(
         path,
-        explanation.on_file_grid(explanation.image, fill=float(explanation.image.min())),
-        explanation.on_file_grid(explanation.attribution_map(score)),
-        explanation.on_file_grid(explanation.region.mask.astype(np.uint8)).astype(bool),
-        explanation.file_grid.affine,
+        attribution=explanation.on_file_grid(explanation.attribution_map(score)),
+        affine=explanation.file_grid.affine,
         names=explanation.partition.names,
         values=explanation.values[:, t],
         standard_errors=explanation.standard_errors[:, t],
         score_label=SCORES[score].label,
         title=f"{explanation.case}: why is this {explanation.target_name}?",
         notes=notes,
-        prediction=explanation.on_file_grid((explanation.prediction == explanation.target).astype(np.uint8)).astype(
-            bool
-        ),
+        **scene,
     )

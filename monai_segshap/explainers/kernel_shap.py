@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.identity import question_identity
 from monai_segshap.explainers.sweep import RANKS, Sweep, SweepResult
 from monai_segshap.games import check_scores, score_warnings
-from monai_segshap.geometry import current_grid, source_grid
+from monai_segshap.geometry import current_grid, require_finite, source_grid
 from monai_segshap.inferers import (
     DILATIONS,
     GRIDS,
@@ -29,7 +30,7 @@ from monai_segshap.inferers import (
     plan_chunks,
 )
 from monai_segshap.perturbation import Baseline, ConstantBaseline
-from monai_segshap.region import Region
+from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import (
     METHODS,
     CoalitionPlan,
@@ -68,12 +69,7 @@ class _Prepared:
     order: NDArray[np.int64]
     sweep: Sweep
     views: list[_RegionView]
-    identity: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """Of the identity."""
-        return digest(json.dumps(self.identity, sort_keys=True))
+    identity: Callable[[], dict[str, str]]
 
 
 class KernelSHAPExplainer:
@@ -182,10 +178,7 @@ class KernelSHAPExplainer:
         started = time.perf_counter()
         self._check(image, partition, regions, logits)
         prepared = self._prepare(image, partition, regions, int(logits.shape[0]))
-        prepared.sweep.require_one_case(prepared.digest)
-        store = None
-        if self.store_dir is not None:
-            store = ValueStore(self.store_dir / prepared.digest[:16], prepared.identity)
+        store = self._store(prepared)
         if self.progress and prepared.sweep.rank == 0:
             print(self._announce(prepared, partition, store), flush=True)
         result = prepared.sweep.run(store, self.progress)
@@ -253,13 +246,7 @@ class KernelSHAPExplainer:
         self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], logits: torch.Tensor
     ) -> None:
         grid = current_grid(image)
-        bad = ~torch.isfinite(image.as_subclass(torch.Tensor))
-        if bool(bad.any()):
-            first = torch.nonzero(bad)[0].tolist()
-            raise ValueError(
-                f"the image holds {int(bad.sum())} values that are not finite (NaN or infinite), the first at channel, "
-                f"voxel {first}. Replace them before explaining, for example by -1024 HU."
-            )
+        require_finite(image, "the image")
         if not partition.grid.same_as(grid):
             raise ValueError(
                 f"units and image lie on different grids: units {partition.grid.describe()}; image {grid.describe()}."
@@ -288,7 +275,7 @@ class KernelSHAPExplainer:
         if self.grid == "crop":
             roi = monai_window_plan(self.inferer, plain).roi_size
             box = crop_box([r.box for r in regions], roi, partition.grid.shape, self.crop_dilation)
-            part = tuple(slice(a, b + 1) for a, b in zip(*box, strict=True))
+            part = box_slices(box)
             inside = (slice(None), *part)
             plain, fill, labels = plain[inside], fill[inside], labels[part]
             regions = [replace(region, mask=region.mask[part]) for region in regions]
@@ -315,7 +302,7 @@ class KernelSHAPExplainer:
         chunks = plan_chunks(evaluator, rows, n_classes)
         sweep = Sweep(evaluator, rows, chunks, regions, self.scores, self.signal, self.ranks)
         views = [self._view(evaluator, coalitions, region) for region in regions]
-        identity = question_identity(evaluator, sweep, coalitions, partition, fill, plain)
+        identity = partial(question_identity, evaluator, sweep, coalitions, partition, fill, plain)
         return _Prepared(evaluator, coalitions, order, sweep, views, identity)
 
     def _choose(self, evaluator: CoalitionEvaluator, n_classes: int) -> tuple[CoalitionPlan, NDArray[np.int64]]:
@@ -346,6 +333,15 @@ class KernelSHAPExplainer:
             + (f"\nfinished coalitions are kept in {store.folder}; the same call continues there" if store else "")
         )
 
+    def _store(self, prepared: _Prepared) -> ValueStore | None:
+        """The question's store, if one is wanted; ranks that share a sweep must have the same question."""
+        if self.store_dir is None and prepared.sweep.world_size == 1:
+            return None  # nobody needs the digests of image and weights
+        identity = prepared.identity()
+        name = digest(json.dumps(identity, sort_keys=True))
+        prepared.sweep.require_one_case(name)
+        return ValueStore(self.store_dir / name[:16], identity) if self.store_dir is not None else None
+
     def _view(self, evaluator: CoalitionEvaluator, coalitions: CoalitionPlan, region: Region) -> _RegionView:
         """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
         touching = np.isin(evaluator.incidence.active, evaluator.plan.touching([region.box]))
@@ -369,7 +365,7 @@ class KernelSHAPExplainer:
         name: str,
         n_visible: int,
     ) -> list[str]:
-        part = tuple(slice(a, b + 1) for a, b in zip(*region.box, strict=True))
+        part = box_slices(region.box)
         found = score_warnings(region.mask[part], reference, self.scores, name)
         if region.other_voxels:
             found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ignite.distributed as idist
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from monai_segshap.games import RegionGame
 from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, ForwardCounts, total_forwards
-from monai_segshap.region import Region
+from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import ValueStore
 
 __all__ = ["RANKS", "Sweep", "SweepResult"]
@@ -32,13 +32,11 @@ class SweepResult:
         references: for each region bool (h, w, d) inside its box: predicted as the target with all units kept (P_0).
         scores: float64 (K, regions, T), rows in the order of the sweep.
         forwards: network passes; ``run`` is over all ranks and all sessions of a resumed run.
-        resumed: coalitions that came from the store.
     """
 
     references: list[NDArray[np.bool_]]
     scores: NDArray[np.float64]
     forwards: ForwardCounts
-    resumed: int
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,8 @@ class Sweep:
         rank, world = self.rank, self.world_size
         table = np.full((len(self.rows), len(self.regions), len(self.scores)), np.nan)
         passes = np.zeros(len(self.chunks), dtype=np.int64)
-        resumed = np.zeros(len(self.chunks), dtype=np.int64)
-        total = self.planned.planned
-        with _bar(total, progress and rank == 0, world) as advance, _kept_when_interrupted(store):
+        counts = self.planned
+        with _bar(counts.planned, progress and rank == 0, world) as advance, _kept_when_interrupted(store):
             references: list[NDArray[np.bool_]] = []
             for number, (rows, plan) in enumerate(self.chunks):
                 if number % world == rank:
@@ -122,7 +119,6 @@ class Sweep:
                         if store is not None:
                             store.write(number, **found)
                     else:
-                        resumed[number] = len(rows)
                         advance(int(found["passes"]))
                     table[rows] = found["scores"]
                     passes[number] = int(found["passes"])
@@ -131,10 +127,8 @@ class Sweep:
                 if number == 0:
                     references = self._share_references(references)
         if world > 1:
-            table, passes, resumed = _merge(table), _sum_over_ranks(passes), _sum_over_ranks(resumed)
-        counts = self.planned
-        run = ForwardCounts(counts.naive, counts.published_cache, counts.planned, int(passes.sum()))
-        return SweepResult(references, table, run, int(resumed.sum()))
+            table, passes = _merge(table), _sum_over_ranks(passes)
+        return SweepResult(references, table, replace(counts, run=int(passes.sum())))
 
     def _stored(self, store: ValueStore | None, number: int) -> dict[str, NDArray[np.generic]] | None:
         """A chunk from the store, if it is there and holds the same coalitions."""
@@ -172,7 +166,7 @@ class Sweep:
         return found
 
     def _game(self, region: Region, reference: NDArray[np.bool_], logits: torch.Tensor) -> RegionGame:
-        mask = region.mask[tuple(slice(a, b + 1) for a, b in zip(*region.box, strict=True))]
+        mask = region.mask[box_slices(region.box)]
         tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(logits.device) for x in (mask, reference)]
         return RegionGame(tensors[0], tensors[1], region.target, self.scores, self.signal)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class UnitPerturbation:
         labels: integers of shape (H, W, D) or (1, H, W, D) or (1, 1, H, W, D); 0 is never perturbed, 1..M are units.
         fill: replacement of removed voxels: a number, or a tensor that broadcasts to the image.
 
+    Attributes:
+        n_units: number of units M.
+
     Raises:
         ValueError: for mismatched shapes.
     """
@@ -43,11 +47,7 @@ class UnitPerturbation:
         self.labels = labels.detach().reshape(spatial).to(image.device, torch.int64).clone().as_subclass(torch.Tensor)
         values = torch.as_tensor(fill, dtype=image.dtype, device=image.device)
         self.fill = values.expand(image.shape) if values.ndim == 0 else torch.broadcast_to(values, image.shape).clone()
-
-    @property
-    def n_units(self) -> int:
-        """Number of units M."""
-        return int(self.labels.max())
+        self.n_units = int(self.labels.max())
 
     def apply(self, coalition: ArrayLike) -> torch.Tensor:
         """The image with the removed units replaced, (B, C, H, W, D).
@@ -291,14 +291,17 @@ class _PaddedUnits:
     def __init__(self, perturbation: UnitPerturbation, shape: tuple[int, ...], inferer: SlidingWindowInferer) -> None:
         roi = inferer.roi_size if isinstance(inferer.roi_size, Sequence) else [inferer.roi_size] * len(shape)
         self._low = [max((int(r) if r and r > 0 else n) - n, 0) // 2 for r, n in zip(roi, shape, strict=True)]
-        self._labels = perturbation.labels
-        self._changed = (
-            perturbation.image.as_subclass(torch.Tensor) != perturbation.fill.as_subclass(torch.Tensor)
-        ).any(1)
+        self._perturbation = perturbation
+
+    @cached_property
+    def _changed(self) -> torch.Tensor:
+        """Bool (B, H, W, D); made only when a window is seen for the first time."""
+        image, fill = self._perturbation.image, self._perturbation.fill
+        return (image.as_subclass(torch.Tensor) != fill.as_subclass(torch.Tensor)).any(1)
 
     def units(self, slices: Sequence[Any]) -> NDArray[np.int64]:
         part = tuple(slice(max(s.start - p, 0), max(s.stop - p, 0)) for s, p in zip(slices[2:], self._low, strict=True))
         changed = self._changed[int(slices[0].start)][part]
-        inside = self._labels[part][changed]
+        inside = self._perturbation.labels[part][changed]
         found = torch.unique(inside).cpu().numpy()
         return np.asarray(found[found > 0] - 1)

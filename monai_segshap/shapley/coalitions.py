@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_segshap.shapley.design import pair_signs, require_determined
+from monai_segshap.shapley.design import require_determined
 from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions
 
 __all__ = ["METHODS", "CoalitionPlan", "default_budget", "plan_coalitions", "restrict_plan"]
@@ -61,6 +61,17 @@ class CoalitionPlan:
     def empty_row(self) -> int:
         """Row that removes every unit."""
         return 0 if self.method == "exact" else 1
+
+    @property
+    def regressors(self) -> NDArray[np.float64]:
+        """Float64 (n, M), one row for each weight; empty for ``exact``.
+
+        A pair of complements is one row, +1 for the units that its first member keeps and -1 for the others; an
+        unpaired coalition is its indicator.
+        """
+        if self.method == "kernelshap":
+            return np.where(self.rows[2::2], 1.0, -1.0)
+        return self.rows[2:].astype(np.float64) if self.method == "published" else np.empty((0, self.n_units))
 
 
 def default_budget(n_units: int) -> int:
@@ -140,12 +151,15 @@ def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[Coalit
     size = plan.rows[2:, units].sum(axis=1)
     kept = np.concatenate([[0, 1], 2 + np.flatnonzero((size > 0) & (size < m))])
     rows = np.ascontiguousarray(plan.rows[kept][:, units])
-    drawn = rows[2::2] if plan.method == "kernelshap" else rows[2:]
     source = (kept[2::2] - 2) // 2 if plan.method == "kernelshap" else kept[2:] - 2
     weights, inclusion = plan.weights[source], plan.inclusion[source]
-    regressors = pair_signs(drawn) if plan.method == "kernelshap" else drawn.astype(np.float64)
-    require_determined(regressors, weights, inclusion, plan.n_evaluations - 2)
-    return CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), inclusion, plan.reason), kept
+    restricted = CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), inclusion, plan.reason)
+    return _determined(restricted, plan.n_evaluations - 2), kept
+
+
+def _determined(plan: CoalitionPlan, budget: int) -> CoalitionPlan:
+    require_determined(plan.regressors, plan.weights, plan.inclusion, budget)
+    return plan
 
 
 def _exact_plan(n_units: int, budget: int, seed: int, enumerable: bool) -> CoalitionPlan:
@@ -175,9 +189,8 @@ def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     rows[0], rows[1] = True, False
     rows[2::2], rows[3::2] = pairs, ~pairs
     weights, inclusion = _pair_weights(pairs.sum(axis=1), n_units)
-    require_determined(pair_signs(pairs), weights, inclusion, budget)
     reason = f"the 2**{n_units} coalitions exceed the budget of {budget}, so pairs of complements are drawn"
-    return CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason)
+    return _determined(CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason), budget)
 
 
 def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
@@ -193,9 +206,8 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     drawn = rng.choice(sizes, size=budget, p=law / law.sum())
     rank = rng.random((budget, n_units)).argsort(axis=1).argsort(axis=1)
     rows = np.concatenate([np.ones((1, n_units), bool), np.zeros((1, n_units), bool), rank < drawn[:, None]])
-    require_determined(rows[2:].astype(np.float64), np.ones(budget), np.zeros(budget), budget)
     reason = "asked for by name: kernel-law sizes, with replacement, unpaired"
-    return CoalitionPlan(rows, "published", seed, np.ones(budget), np.zeros(budget), reason)
+    return _determined(CoalitionPlan(rows, "published", seed, np.ones(budget), np.zeros(budget), reason), budget)
 
 
 def _key(seed: int, n_units: int) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Decomposition", "decompose", "pair_signs", "require_determined"]
+__all__ = ["Decomposition", "decompose", "require_determined"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class Decomposition:
     right: NDArray[np.float64]
     rank: int
     leverage: NDArray[np.float64]
-
-
-def pair_signs(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Regressors of pairs of complements, from one member of each: +1 for kept units, -1 for removed ones."""
-    return np.where(kept, 1.0, -1.0)
 
 
 def decompose(regressors: NDArray[np.float64], weights: NDArray[np.float64]) -> Decomposition:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_segshap.shapley.coalitions import CoalitionPlan, plan_coalitions
-from monai_segshap.shapley.design import decompose, pair_signs
+from monai_segshap.shapley.design import decompose
 from monai_segshap.shapley.exact import exact_shapley
 
 __all__ = ["Game", "ShapleyEstimate", "estimate_shapley", "solve"]
@@ -96,22 +96,10 @@ def solve(plan: CoalitionPlan, scores: NDArray[np.floating]) -> ShapleyEstimate:
         values = exact_shapley(table)
         diagnostics: dict[str, Any] = {"condition_number": 1.0, "rank": plan.n_units, "residual_dof": 0, "warnings": []}
         return ShapleyEstimate(values, np.zeros_like(values), plan.n_evaluations, "exact", full, empty, diagnostics)
-    signs, target = _design(plan, table, full, empty)
-    values, errors, diagnostics = _constrained_fit(signs, target, full - empty, plan.weights, plan.inclusion)
+    # of a pair only the difference counts: what its members share is the even part, which no Shapley value contains
+    target = table[2::2] - table[3::2] if plan.method == "kernelshap" else table[2:] - empty
+    values, errors, diagnostics = _constrained_fit(plan.regressors, target, full - empty, plan.weights, plan.inclusion)
     return ShapleyEstimate(values, errors, plan.n_evaluations, plan.method, full, empty, diagnostics)
-
-
-def _design(
-    plan: CoalitionPlan, table: NDArray[np.float64], full: NDArray[np.float64], empty: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Regressors (n, M) and targets (n, T) such that ``target = regressors @ values`` for an additive game.
-
-    A pair of complements enters as one difference: ``v(S) - v(not S) = sum of (+1 or -1) phi``; what the two
-    members share is the even part of the game, which no Shapley value contains.
-    """
-    if plan.method == "kernelshap":
-        return pair_signs(plan.rows[2::2]), table[2::2] - table[3::2]
-    return plan.rows[2:].astype(np.float64), table[2:] - empty
 
 
 def _constrained_fit(

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends
 
-from monai_segshap.geometry import current_grid, resample_nearest
+from monai_segshap.geometry import current_grid, require_finite, resample_nearest
 
 __all__ = ["CheckImaged", "MatchGridd"]
 
@@ -41,12 +41,7 @@ class CheckImaged(MapTransform):
             if image.ndim != 4 or (self.channels is not None and image.shape[0] != self.channels):
                 wanted = f"{self.channels} channel(s)" if self.channels is not None else "channels first"
                 raise ValueError(f"{key!r} has shape {tuple(image.shape)}; expected (C, H, W, D) with {wanted}.")
-            bad = ~torch.isfinite(image)
-            if bool(bad.any()):
-                raise ValueError(
-                    f"{key!r} holds {int(bad.sum())} values that are not finite (NaN or infinite), first at "
-                    f"channel, voxel {torch.nonzero(bad)[0].tolist()}. Replace them in the file, for example by -1024."
-                )
+            require_finite(image, repr(key))
         return d
 
 

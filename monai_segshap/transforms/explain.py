@@ -22,7 +22,7 @@ from monai_segshap.explainers import RANKS, Explanation, KernelSHAPExplainer
 from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import crop_box, monai_window_plan
 from monai_segshap.networks import evaluation_mode
-from monai_segshap.region import Box, Region, RegionSpec, select_region
+from monai_segshap.region import Box, Region, RegionSpec, box_slices, select_region
 from monai_segshap.units import Partition
 from monai_segshap.writers import format_table, write_explanation
 
@@ -145,9 +145,9 @@ class SelectRegiond(MapTransform):
         plan = monai_window_plan(cast(SlidingWindowInferer, self.inferer), image.as_subclass(torch.Tensor))
         if self.grid == "deployed":
             return plan.receptive_field(boxes)
-        low, high = crop_box(boxes, plan.roi_size, plan.image_shape, self.crop_dilation)
+        box = crop_box(boxes, plan.roi_size, plan.image_shape, self.crop_dilation)
         field = np.zeros(plan.image_shape, dtype=bool)
-        field[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = True
+        field[box_slices(box)] = True
         return field
 
     def _region(

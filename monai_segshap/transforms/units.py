@@ -25,6 +25,7 @@ from monai_segshap.units import (
     merge_fragments,
     organ_partition,
     predicted_class_partition,
+    whole_numbers,
 )
 
 __all__ = [
@@ -301,13 +302,7 @@ class UnitsOfKindd(MapTransform):
 def _labels(img: torch.Tensor) -> NDArray[np.integer]:
     if img.ndim != 4 or img.shape[0] != 1:
         raise ValueError(f"got a label map of shape {tuple(img.shape)}; expected (1, H, W, D).")
-    volume: NDArray[np.integer] = img.detach().cpu().as_subclass(torch.Tensor).numpy()[0]
-    if np.issubdtype(volume.dtype, np.integer):
-        return volume
-    whole = np.round(volume.astype(np.float64))
-    if not np.array_equal(whole, volume):
-        raise ValueError("the label map holds fractions; was it resampled by interpolation? Use mode='nearest'.")
-    return whole.astype(np.int32)
+    return whole_numbers(img.detach().cpu().as_subclass(torch.Tensor).numpy()[0])
 
 
 def _merged(partition: Partition, min_voxels: int) -> Partition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from monai_segshap.units.lattice import SCALE_DEFINITIONS, cube_labels, fcc_labels
 from monai_segshap.units.names import load_label_names
-from monai_segshap.units.partition import Partition, partition_from_labels
+from monai_segshap.units.partition import Partition, partition_from_labels, whole_numbers
 from monai_segshap.units.partitions import (
     cube_partition,
     fcc_partition,
@@ -28,4 +28,5 @@ __all__ = [
     "organ_partition",
     "partition_from_labels",
     "predicted_class_partition",
+    "whole_numbers",
 ]

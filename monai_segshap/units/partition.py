@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.geometry import VoxelGrid, current_grid
 
-__all__ = ["Partition", "partition_from_labels"]
+__all__ = ["Partition", "partition_from_labels", "whole_numbers"]
 
 _NOUNS = {"organs": "organ", "fcc": "FCC", "cubes": "cube", "predicted": "predicted-class"}
 _META_KEY = "segshap_partition"
@@ -138,6 +138,23 @@ class Partition:
         )
 
 
+def whole_numbers(labels: NDArray[np.generic]) -> NDArray[np.integer]:
+    """A label volume as integers, whatever type it was stored in.
+
+    Raises:
+        ValueError: if a label is no whole number.
+    """
+    if np.issubdtype(labels.dtype, np.integer):
+        return labels.astype(labels.dtype, copy=False)
+    rounded = np.round(labels.astype(np.float64))
+    if not np.array_equal(rounded, labels):
+        raise ValueError(
+            "the label map holds fractions: labels are no whole numbers; was the label map resampled by interpolation? "
+            "Use mode='nearest'."
+        )
+    return rounded.astype(np.int64)
+
+
 def partition_from_labels(
     labels: NDArray[np.generic],
     grid: VoxelGrid,
@@ -162,11 +179,7 @@ def partition_from_labels(
     Raises:
         ValueError: if no voxel carries a label, or labels are negative or no integers.
     """
-    if not np.issubdtype(labels.dtype, np.integer):
-        rounded = np.round(labels.astype(np.float64))
-        if not np.array_equal(rounded, labels):
-            raise ValueError("labels are no whole numbers; was the label map resampled by interpolation? Use nearest.")
-        labels = rounded.astype(np.int64)
+    labels = whole_numbers(labels)
     numbers = np.unique(labels)
     if numbers[0] < 0:
         raise ValueError(f"labels hold {int(numbers[0])}; expected 0 (never perturbed) and positive numbers.")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,8 +226,8 @@ def _lattice_partition(
     if within is not None:
         labels = np.where(within, labels, 0)
     partition = partition_from_labels(labels, grid, kind)
-    names = {n + 1: f"{word} {n + 1}" for n in range(partition.n_units)}
-    return partition_from_labels(partition.labels, grid, kind, names)
+    names = tuple(f"{word} {n + 1}" for n in range(partition.n_units))
+    return replace(partition, names=names, organs=names)
 
 
 def _center_mm(within: NDArray[np.bool_] | None, grid: VoxelGrid) -> NDArray[np.float64] | None:
@@ -242,7 +243,7 @@ def _center_mm(within: NDArray[np.bool_] | None, grid: VoxelGrid) -> NDArray[np.
 
 
 def _numbered(organs: Sequence[str]) -> list[str]:
-    """ "ORGAN 1", "ORGAN 2", ... for the pieces of an organ, skipping numbers that another organ's name already has."""
+    """Names "ORGAN 1", "ORGAN 2", ... for the pieces of an organ, skipping those that another organ already has."""
     total = {name: organs.count(name) for name in organs}
     seen: dict[str, int] = {}
     names = []
