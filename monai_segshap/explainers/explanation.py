@@ -47,7 +47,7 @@ class Explanation:
         baseline: what removed voxels became, see `monai_segshap.perturbation.Baseline.describe`.
         forwards: network passes for the coalitions.
         segmentation_forwards: network passes of the whole-volume prediction.
-        seconds: wall time, "network" and "total".
+        seconds: wall time: "network" and "total", and that of one "window" found by the calibration.
         image: float32 (H, W, D), for pictures: the network's input or an image given for display.
         prediction: int (H, W, D), predicted classes.
         file_grid: grid of the image file.
@@ -57,6 +57,7 @@ class Explanation:
         signal: what the scores sum, see `monai_segshap.games.SIGNALS`.
         reason: why this estimator was used.
         versions: of the software.
+        execution: how the network ran: numeric mode, batch sizes, and whether the bits are the library's.
     """
 
     case: str
@@ -86,6 +87,7 @@ class Explanation:
     signal: str = "logit"
     reason: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
 
     @property
     def efficiency_gap(self) -> NDArray[np.float64]:
@@ -191,8 +193,10 @@ class Explanation:
                 "planned": self.forwards.planned,
                 "run": self.forwards.run,
                 "segmentation": self.segmentation_forwards,
+                "calibration": self.forwards.calibration,
             },
-            "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
+            "execution": self.execution,
+            "seconds": {key: round(value, 6) for key, value in self.seconds.items()},
             "diagnostics": {k: v for k, v in self.diagnostics.items() if k != "warnings"},
             "warnings": list(self.warnings),
             "versions": self.versions,

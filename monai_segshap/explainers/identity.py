@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from monai_segshap.explainers.sweep import Sweep
 from monai_segshap.inferers import CoalitionEvaluator
+from monai_segshap.numerics import NumericMode, autocast_state
+from monai_segshap.region import Region
 from monai_segshap.shapley import CoalitionPlan, digest
 from monai_segshap.units import Partition
 
@@ -17,34 +19,44 @@ __all__ = ["question_identity"]
 
 def question_identity(
     evaluator: CoalitionEvaluator,
-    sweep: Sweep,
+    network: Any,
+    regions: Sequence[Region],
+    scores: str,
     coalitions: CoalitionPlan,
     partition: Partition,
     fill: torch.Tensor,
     image: torch.Tensor,
+    numerics: NumericMode,
+    batch_size: str | int,
 ) -> dict[str, str]:
     """Everything that a score depends on but the coalition itself, as names and digests.
 
     Args:
-        evaluator: holds the network and the window plan.
-        sweep: holds regions and scores.
+        evaluator: holds the window plan.
+        network: as given, before any numeric mode.
+        regions: what is explained.
+        scores: names and signal.
         coalitions: their method and seed.
         partition: the units.
         fill: (C, H, W, D), replacement of removed voxels.
         image: (C, H, W, D), network space.
+        numerics: how the network computes.
+        batch_size: "auto" and "library" give the same bits; others are known by their name.
     """
     plan = evaluator.plan
     windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value}"
     return {
-        "network": _network_digest(evaluator.network),
+        "network": _network_digest(network),
         "image": digest(image.cpu().numpy()),
         "replacement": digest(fill.cpu().numpy()),
         "units": digest(partition.labels),
-        "regions": digest(*(r.mask for r in sweep.regions), str([r.target for r in sweep.regions])),
+        "regions": digest(*(r.mask for r in regions), str([r.target for r in regions])),
         "windows": digest(plan.starts, plan.batch_sizes, plan.weight.cpu().numpy(), windows),
         "coalitions": f"{coalitions.method}, {evaluator.n_units} units, seed {coalitions.seed}",
-        "scores": f"{', '.join(sweep.scores)} of the {sweep.signal}",
-        "numbers": f"{image.dtype} on {evaluator.device.type}, torch {torch.__version__}",
+        "scores": scores,
+        "numbers": f"{numerics.describe()}, {image.dtype} on {evaluator.device.type}, "
+        f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
+        "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),
     }
 
 

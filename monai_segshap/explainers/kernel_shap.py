@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +14,21 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from numpy.typing import NDArray
 
+from monai_segshap.explainers.announcement import announce, execution_record, execution_warnings
 from monai_segshap.explainers.explanation import Explanation, software_versions
-from monai_segshap.explainers.identity import question_identity
-from monai_segshap.explainers.sweep import RANKS, Sweep, SweepResult
-from monai_segshap.games import check_scores, score_warnings
+from monai_segshap.explainers.preparation import PreparedCase, SweepSettings
+from monai_segshap.explainers.ranks import Ranks
+from monai_segshap.explainers.sweep import SweepResult
+from monai_segshap.games import score_warnings
 from monai_segshap.geometry import current_grid, require_finite, source_grid
-from monai_segshap.inferers import (
-    DILATIONS,
-    GRIDS,
-    CoalitionEvaluator,
-    crop_box,
-    monai_window_plan,
-    plan_chunks,
-)
+from monai_segshap.inferers import Calibration
+from monai_segshap.numerics import NumericMode
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region, box_slices
-from monai_segshap.shapley import (
-    METHODS,
-    CoalitionPlan,
-    ShapleyEstimate,
-    ValueStore,
-    all_coalitions,
-    default_budget,
-    digest,
-    plan_coalitions,
-    restrict_plan,
-    solve,
-)
+from monai_segshap.shapley import ShapleyEstimate, solve
 from monai_segshap.units import Partition
 
 __all__ = ["KernelSHAPExplainer"]
-
-#: Up to this many units enumeration is compared with sampling by the number of network passes.
-_MAX_COMPARED_UNITS = 12
-
-
-@dataclass(frozen=True)
-class _RegionView:
-    """One region's part of a sweep: the units that it sees, their coalitions, and the rows these come from."""
-
-    visible: NDArray[np.bool_]
-    coalitions: CoalitionPlan
-    rows: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A case made ready: what will run, before any of it has."""
-
-    evaluator: CoalitionEvaluator
-    coalitions: CoalitionPlan
-    order: NDArray[np.int64]
-    sweep: Sweep
-    views: list[_RegionView]
-    identity: Callable[[], dict[str, str]]
 
 
 class KernelSHAPExplainer:
@@ -97,6 +56,11 @@ class KernelSHAPExplainer:
             and share its coalitions.
         store_dir: folder in which the scores of finished coalitions are kept, in a subfolder for each question; the
             same call continues there after an interruption, and a larger budget extends it. None: nothing is kept.
+        batch_size: windows in a network batch. "auto": a short calibration takes the fastest size at which windows
+            have the bits of the inferer's own batches; "library": the inferer's; "fastest": whatever the last digits;
+            or a number.
+        numerics: "exact": as the network is; "fast" or some of "bf16", "fp16", "channels_last", "compile": another
+            model in the last digits, named in the result. See `monai_segshap.numerics.NumericMode`.
     """
 
     def __init__(
@@ -116,36 +80,29 @@ class KernelSHAPExplainer:
         progress: bool = True,
         ranks: str = "alone",
         store_dir: str | Path | None = None,
+        batch_size: str | int = "auto",
+        numerics: str | NumericMode = "exact",
     ) -> None:
-        self.network = network
-        self.inferer = inferer
-        self.scores = tuple(scores)
-        self.budget = budget
-        self.method = method
-        self.seed = seed
-        self.baseline = baseline or ConstantBaseline(0.0)
-        self.signal = signal
-        self.device = device
-        self.grid, self.crop_dilation = grid, crop_dilation
-        self.max_bytes = max_bytes
+        self.settings = SweepSettings(
+            network=network,
+            inferer=inferer,
+            scores=tuple(scores),
+            budget=budget,
+            method=method,
+            seed=seed,
+            baseline=baseline or ConstantBaseline(0.0),
+            signal=signal,
+            device=device,
+            grid=grid,
+            crop_dilation=crop_dilation,
+            max_bytes=max_bytes,
+            ranks=Ranks(ranks),
+            store_dir=Path(store_dir) if store_dir is not None else None,
+            batch_size=batch_size,
+            numerics=NumericMode.parse(numerics),
+        )
+        self.scores = self.settings.scores
         self.progress = progress
-        self.ranks = ranks
-        self.store_dir = Path(store_dir) if store_dir is not None else None
-        check_scores(self.scores, signal)
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
-        if ranks not in RANKS:
-            raise ValueError(f"unknown ranks {ranks!r}; expected one of {', '.join(RANKS)}.")
-        if grid not in GRIDS or crop_dilation not in DILATIONS:
-            raise ValueError(
-                f"grid {grid!r} with crop_dilation {crop_dilation!r}; expected one of {', '.join(GRIDS)} and one of "
-                f"{', '.join(DILATIONS)}."
-            )
-        if not self.baseline.is_local:
-            raise ValueError(
-                f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
-                "kept, so windows can not be shared between coalitions. Use a constant, blur or local_mean."
-            )
 
     def __call__(
         self,
@@ -177,12 +134,17 @@ class KernelSHAPExplainer:
         """
         started = time.perf_counter()
         self._check(image, partition, regions, logits)
-        prepared = self._prepare(image, partition, regions, int(logits.shape[0]))
-        store = self._store(prepared)
-        if self.progress and prepared.sweep.rank == 0:
-            print(self._announce(prepared, partition, store), flush=True)
-        result = prepared.sweep.run(store, self.progress)
-        seconds = {"network": prepared.evaluator.network_seconds, "total": time.perf_counter() - started}
+        prepared = PreparedCase(self.settings, image, partition, regions, logits)
+        store = prepared.open_store()
+        sweep, calibration = prepared.plan(store)
+        if self.progress and sweep.ranks.own == 0:
+            print(announce(prepared, sweep, calibration, store), flush=True)
+        result = sweep.run(store, self.progress)
+        seconds = {
+            "network": prepared.evaluator.passes.seconds,
+            "total": time.perf_counter() - started,
+            "window": calibration.seconds_per_window,
+        }
         shared: dict[str, Any] = {
             "case": case,
             "partition": partition,
@@ -192,13 +154,14 @@ class KernelSHAPExplainer:
             "seconds": seconds,
         }
         return [
-            self._explanation(prepared, result, number, region, class_names, shared)
+            self._explanation(prepared, calibration, result, number, region, class_names, shared)
             for number, region in enumerate(regions)
         ]
 
     def _explanation(
         self,
-        prepared: _Prepared,
+        prepared: PreparedCase,
+        calibration: Calibration,
         result: SweepResult,
         number: int,
         region: Region,
@@ -214,6 +177,8 @@ class KernelSHAPExplainer:
         warnings = self._warnings(
             estimate, region, result.references[number], shared["prediction"], name, int(view.visible.sum())
         )
+        settings = self.settings
+        record = execution_record(settings, calibration, result, number)
         values = np.zeros((len(view.visible), len(self.scores)))
         errors = np.zeros_like(values)
         values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
@@ -229,16 +194,17 @@ class KernelSHAPExplainer:
             empty=estimate.empty,
             method=estimate.method,
             evaluations=prepared.coalitions.n_evaluations,
-            seed=self.seed,
-            baseline=self.baseline.describe(),
-            forwards=result.forwards,
+            seed=settings.seed,
+            baseline=settings.baseline.describe(),
+            forwards=replace(result.forwards, calibration=calibration.passes),
             segmentation_forwards=prepared.evaluator.plan.n_windows,
             diagnostics=estimate.diagnostics,
-            warnings=tuple(warnings),
-            window_grid="deployed" if self.grid == "deployed" else f"crop, {self.crop_dilation} window",
-            signal=self.signal,
+            warnings=tuple(execution_warnings(settings, record) + warnings),
+            window_grid="deployed" if settings.grid == "deployed" else f"crop, {settings.crop_dilation} window",
+            signal=settings.signal,
             reason=prepared.coalitions.reason,
             versions=software_versions(prepared.evaluator.device),
+            execution=record,
             **shared,
         )
 
@@ -265,97 +231,6 @@ class KernelSHAPExplainer:
                 "post-processing."
             )
 
-    def _prepare(
-        self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], n_classes: int
-    ) -> _Prepared:
-        # on the network's device, so that the fusion weights are computed where the deployed inference computes them
-        plain = image.as_subclass(torch.Tensor).to(self.device or image.device)
-        fill = self.baseline.fill(plain, partition.grid.spacing_mm)
-        labels = torch.from_numpy(partition.labels)
-        if self.grid == "crop":
-            roi = monai_window_plan(self.inferer, plain).roi_size
-            box = crop_box([r.box for r in regions], roi, partition.grid.shape, self.crop_dilation)
-            part = box_slices(box)
-            inside = (slice(None), *part)
-            plain, fill, labels = plain[inside], fill[inside], labels[part]
-            regions = [replace(region, mask=region.mask[part]) for region in regions]
-        evaluator = CoalitionEvaluator(
-            self.network,
-            monai_window_plan(self.inferer, plain),
-            plain,
-            labels,
-            fill,
-            [region.box for region in regions],
-            device=self.device,
-            max_bytes=self.max_bytes,
-            n_units=partition.n_units,
-            whole_grid=self.grid == "crop",
-        )
-        if evaluator.n_units == 0:
-            raise ValueError(
-                f"none of the {partition.n_units} units changes a voxel of the {len(evaluator.incidence.active)} "
-                "windows that see the region: all are dummies with value 0. They lie too far away, or already equal "
-                f"the replacement ({self.baseline.describe()}). Choose other units, another region or another baseline."
-            )
-        coalitions, order = self._choose(evaluator, n_classes)
-        rows = coalitions.rows[order]
-        chunks = plan_chunks(evaluator, rows, n_classes)
-        sweep = Sweep(evaluator, rows, chunks, regions, self.scores, self.signal, self.ranks)
-        views = [self._view(evaluator, coalitions, region) for region in regions]
-        identity = partial(question_identity, evaluator, sweep, coalitions, partition, fill, plain)
-        return _Prepared(evaluator, coalitions, order, sweep, views, identity)
-
-    def _choose(self, evaluator: CoalitionEvaluator, n_classes: int) -> tuple[CoalitionPlan, NDArray[np.int64]]:
-        """Coalitions, and the order in which they run: the full coalition, which defines P_0, first."""
-        m = evaluator.n_units
-        budget = default_budget(m) if self.budget is None else self.budget
-        if m == 1 and self.method != "published":
-            plan = plan_coalitions(1, 2, "exact", self.seed)
-        else:
-            plan = plan_coalitions(m, budget, self.method, self.seed)
-        if self.method == "auto" and plan.method != "exact" and m <= _MAX_COMPARED_UNITS:
-            reason = f"all 2**{m} coalitions need no more network passes than {plan.n_evaluations} sampled ones"
-            complete = CoalitionPlan(all_coalitions(m), "exact", self.seed, reason=reason)
-            exact, sampled = (evaluator.prepare(p.rows, n_classes).jobs.n_forwards for p in (complete, plan))
-            plan = complete if exact <= sampled else plan
-        others = np.delete(np.arange(plan.n_evaluations), plan.full_row)
-        return plan, np.concatenate([[plan.full_row], others])
-
-    def _announce(self, prepared: _Prepared, partition: Partition, store: ValueStore | None) -> str:
-        counts, m = prepared.sweep.planned, prepared.evaluator.n_units
-        return (
-            f"{partition.n_units} {partition.noun} units: {m} visible to the region, {partition.n_units - m} dummies "
-            "with value 0\n"
-            f"{prepared.coalitions.n_evaluations} coalitions, method {prepared.coalitions.method}: "
-            f"{prepared.coalitions.reason}\n"
-            f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, "
-            f"planned {counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive)"
-            + (f"\nfinished coalitions are kept in {store.folder}; the same call continues there" if store else "")
-        )
-
-    def _store(self, prepared: _Prepared) -> ValueStore | None:
-        """The question's store, if one is wanted; ranks that share a sweep must have the same question."""
-        if self.store_dir is None and prepared.sweep.world_size == 1:
-            return None  # nobody needs the digests of image and weights
-        identity = prepared.identity()
-        name = digest(json.dumps(identity, sort_keys=True))
-        prepared.sweep.require_one_case(name)
-        return ValueStore(self.store_dir / name[:16], identity) if self.store_dir is not None else None
-
-    def _view(self, evaluator: CoalitionEvaluator, coalitions: CoalitionPlan, region: Region) -> _RegionView:
-        """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
-        touching = np.isin(evaluator.incidence.active, evaluator.plan.touching([region.box]))
-        seen = np.asarray(evaluator.incidence.live[touching].any(axis=0))
-        if not seen.any():
-            raise ValueError(
-                f"no unit changes a voxel of the windows that see the region {region.box}, unlike the other regions: "
-                "all its values would be 0. Leave it out, or choose other units."
-            )
-        visible = np.zeros(len(evaluator.visible), dtype=bool)
-        visible[np.flatnonzero(evaluator.visible)[seen]] = True
-        restricted, rows = restrict_plan(coalitions, seen)
-        return _RegionView(visible, restricted, rows)
-
     def _warnings(
         self,
         estimate: ShapleyEstimate,
@@ -374,7 +249,7 @@ class KernelSHAPExplainer:
                 "margin_mm, or extent 'component', leaves them out."
             )
         differing = int(((prediction[part] == region.target) != reference).sum())
-        if differing and self.grid == "deployed":
+        if differing and self.settings.grid == "deployed":
             found.append(
                 f"the prediction given differs from the network's own in {differing} voxels of the region's box; the "
                 "scores use the network's own. Was it post-processed, or made with other windows?"

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_segshap.explainers.ranks import Ranks
 from monai_segshap.games import RegionGame
 from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, ForwardCounts, total_forwards
 from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import ValueStore
 
-__all__ = ["RANKS", "Sweep", "SweepResult"]
-
-#: What several processes do: each explains its own cases, or all share the coalitions of one case.
-RANKS = ("alone", "share")
+__all__ = ["Sweep", "SweepResult"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,18 @@ class SweepResult:
 
     Attributes:
         references: for each region bool (h, w, d) inside its box: predicted as the target with all units kept (P_0).
+        prediction_differences: float64 (regions,), largest difference of a logit in the region's box, with all units
+            kept, from the whole-volume prediction; 0 for the same bits.
         scores: float64 (K, regions, T), rows in the order of the sweep.
         forwards: network passes; ``run`` is over all ranks and all sessions of a resumed run.
+        lowered_to: largest part of a batch that memory allowed, the least of all ranks and sessions; None: whole ones.
     """
 
     references: list[NDArray[np.bool_]]
+    prediction_differences: NDArray[np.float64]
     scores: NDArray[np.float64]
     forwards: ForwardCounts
+    lowered_to: int | None
 
 
 @dataclass(frozen=True)
@@ -51,49 +53,30 @@ class Sweep:
         rows: bool (K, M), the full coalition first.
         chunks: row numbers and plan of each chunk; the first one is the full coalition alone.
         regions: what is explained.
+        predictions: for each region the logits (classes, h, w, d) of the whole-volume prediction inside its box.
         scores: names of the scores.
         signal: see `RegionGame`.
-        ranks: "alone": this process does everything and talks to no other; "share": chunks are shared out.
+        ranks: the processes that share the chunks.
     """
 
     evaluator: CoalitionEvaluator
     rows: NDArray[np.bool_]
     chunks: list[tuple[NDArray[np.int64], EvaluationPlan]]
     regions: Sequence[Region]
+    predictions: Sequence[torch.Tensor]
     scores: tuple[str, ...]
     signal: str
-    ranks: str = "alone"
-
-    @property
-    def world_size(self) -> int:
-        """Processes that share this sweep."""
-        return idist.get_world_size() if self.ranks == "share" else 1
-
-    @property
-    def rank(self) -> int:
-        """Number of this process among them."""
-        return idist.get_rank() if self.ranks == "share" else 0
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def planned(self) -> ForwardCounts:
         """Passes of all chunks, before any has run."""
         return total_forwards([plan for _, plan in self.chunks])
 
-    def require_one_case(self, case_digest: str) -> None:
-        """Raise on every rank unless all ranks that share this sweep ask the same question of the same case.
-
-        Raises:
-            ValueError: if the digests of the ranks differ.
-        """
-        if self.world_size == 1:
-            return
-        own = torch.tensor(list(bytes.fromhex(case_digest)), dtype=torch.uint8, device=idist.device())
-        gathered = torch.as_tensor(idist.all_gather(own)).reshape(self.world_size, -1)
-        if not bool((gathered == gathered[0]).all()):
-            raise ValueError(
-                "the processes work on different cases or questions, so they can not share coalitions. Give all of "
-                "them the same case (no distributed sampler), or use ranks='alone'."
-            )
+    def remaining(self, store: ValueStore | None) -> int:
+        """Passes of the chunks that a store does not have."""
+        missing = [n for n in range(len(self.chunks)) if self._stored(store, n) is None]
+        return sum(self.chunks[n][1].forwards.planned for n in missing)
 
     def run(self, store: ValueStore | None = None, progress: bool = True) -> SweepResult:
         """Evaluate every chunk that the store does not have.
@@ -105,14 +88,15 @@ class Sweep:
         Returns:
             the same result on every rank.
         """
-        rank, world = self.rank, self.world_size
+        ranks = self.ranks
         table = np.full((len(self.rows), len(self.regions), len(self.scores)), np.nan)
-        passes = np.zeros(len(self.chunks), dtype=np.int64)
+        passes, lowered = np.zeros((2, len(self.chunks)), dtype=np.int64)
+        differences = np.zeros(len(self.regions))
         counts = self.planned
-        with _bar(counts.planned, progress and rank == 0, world) as advance, _kept_when_interrupted(store):
+        with _bar(counts.planned, progress and ranks.own == 0, ranks.count) as advance, _kept_when_interrupted(store):
             references: list[NDArray[np.bool_]] = []
             for number, (rows, plan) in enumerate(self.chunks):
-                if number % world == rank:
+                if number % ranks.count == ranks.own:
                     found = self._stored(store, number)
                     if found is None:
                         found = self._run_chunk(number, plan, references, advance)
@@ -121,14 +105,17 @@ class Sweep:
                     else:
                         advance(int(found["passes"]))
                     table[rows] = found["scores"]
-                    passes[number] = int(found["passes"])
+                    passes[number], lowered[number] = int(found["passes"]), int(found["lowered_to"])
                     if number == 0:
                         references = [found[f"reference_{r}"].astype(bool) for r in range(len(self.regions))]
+                        differences = found["prediction_differences"].astype(np.float64)
                 if number == 0:
                     references = self._share_references(references)
-        if world > 1:
-            table, passes = _merge(table), _sum_over_ranks(passes)
-        return SweepResult(references, table, replace(counts, run=int(passes.sum())))
+                    differences = ranks.array_of_first(differences).astype(np.float64)
+        passes, lowered = ranks.sum(passes), ranks.sum(lowered)
+        least = int(lowered[lowered > 0].min()) if lowered.any() else None
+        counts = replace(counts, run=int(passes.sum()))
+        return SweepResult(references, differences, ranks.merge_rows(table), counts, least)
 
     def _stored(self, store: ValueStore | None, number: int) -> dict[str, NDArray[np.generic]] | None:
         """A chunk from the store, if it is there and holds the same coalitions."""
@@ -150,20 +137,24 @@ class Sweep:
         before = self.evaluator.n_forwards
         scores = np.empty((len(plan.rows), len(self.regions), len(self.scores)))
         games: list[RegionGame] = []
+        found: dict[str, NDArray[np.generic]] = {}
         for row, fused in self.evaluator.run(plan, advance):
+            if number == 0:
+                references = [_reference(r, logits) for r, logits in zip(self.regions, fused, strict=True)]
+                found |= {f"reference_{r}": reference for r, reference in enumerate(references)}
+                found["prediction_differences"] = np.array(
+                    [_difference(given, own) for given, own in zip(self.predictions, fused, strict=True)]
+                )
             if not games:
-                if number == 0:
-                    references = [_reference(r, logits) for r, logits in zip(self.regions, fused, strict=True)]
                 games = [self._game(*parts) for parts in zip(self.regions, references, fused, strict=True)]
             scores[row] = [game(logits) for game, logits in zip(games, fused, strict=True)]
-        found: dict[str, NDArray[np.generic]] = {
+        return {
+            **found,
             "scores": scores,
             "kept": self._kept(number),
             "passes": np.array(self.evaluator.n_forwards - before),
+            "lowered_to": np.array(self.evaluator.passes.lowered_to or 0),
         }
-        if number == 0:
-            found |= {f"reference_{r}": reference for r, reference in enumerate(references)}
-        return found
 
     def _game(self, region: Region, reference: NDArray[np.bool_], logits: torch.Tensor) -> RegionGame:
         mask = region.mask[box_slices(region.box)]
@@ -172,14 +163,11 @@ class Sweep:
 
     def _share_references(self, references: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
         """Rank 0 has them; give them to the others."""
-        if self.world_size == 1:
-            return references
         shared = []
         for number, region in enumerate(self.regions):
             shape = tuple(b - a + 1 for a, b in zip(*region.box, strict=True))
             own = references[number] if references else np.zeros(shape, dtype=bool)
-            sent = idist.broadcast(torch.from_numpy(own.astype(np.uint8)).to(idist.device()), src=0)
-            shared.append(torch.as_tensor(sent).cpu().numpy().astype(bool))
+            shared.append(self.ranks.array_of_first(own.astype(np.uint8)).astype(bool))
         return shared
 
 
@@ -187,22 +175,9 @@ def _reference(region: Region, logits: torch.Tensor) -> NDArray[np.bool_]:
     return (logits.argmax(dim=0) == region.target).cpu().numpy()
 
 
-def _merge(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of all ranks; each row is on exactly one of them, the others hold NaN."""
-    world = idist.get_world_size()
-    gathered = idist.all_gather(torch.from_numpy(table).to(idist.device()))
-    parts = torch.as_tensor(gathered).cpu().numpy().reshape(world, *table.shape)
-    present = ~np.isnan(parts).any(axis=(2, 3))
-    if not (present.sum(axis=0) == 1).all():
-        raise RuntimeError(
-            "a coalition was evaluated by no rank or by several; the ranks do not work on the same case."
-        )
-    return parts[present.argmax(axis=0), np.arange(len(table))]
-
-
-def _sum_over_ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    summed = idist.all_reduce(torch.from_numpy(counts).to(idist.device()), "SUM")
-    return np.asarray(torch.as_tensor(summed).cpu().numpy())
+def _difference(given: torch.Tensor, own: torch.Tensor) -> float:
+    difference = (given.to(own.device, torch.float64) - own.to(torch.float64)).abs()
+    return float(difference.nan_to_num(nan=torch.finfo(torch.float64).max).max())
 
 
 @contextmanager

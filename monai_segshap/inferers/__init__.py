@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_segshap.inferers.caching import CacheInfo, CachingSlidingWindowInferer, UnitPerturbation
+from monai_segshap.inferers.calibration import BATCH_CHOICES, Calibration, calibrate, check_batch_size
 from monai_segshap.inferers.chunks import plan_chunks, total_forwards
 from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
 from monai_segshap.inferers.jobs import (
@@ -17,10 +18,12 @@ from monai_segshap.inferers.jobs import (
 from monai_segshap.inferers.window_plan import DILATIONS, GRIDS, WindowPlan, crop_box, monai_window_plan
 
 __all__ = [
+    "BATCH_CHOICES",
     "DILATIONS",
     "GRIDS",
     "CacheInfo",
     "CachingSlidingWindowInferer",
+    "Calibration",
     "CoalitionEvaluator",
     "EvaluationPlan",
     "ForwardCounts",
@@ -28,6 +31,8 @@ __all__ = [
     "JobPlan",
     "UnitPerturbation",
     "WindowPlan",
+    "calibrate",
+    "check_batch_size",
     "compute_incidence",
     "count_forwards",
     "crop_box",

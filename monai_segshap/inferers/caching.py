@@ -14,6 +14,8 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from numpy.typing import ArrayLike, NDArray
 
+from monai_segshap.numerics import autocast_state
+
 __all__ = ["CacheInfo", "CachingSlidingWindowInferer", "UnitPerturbation"]
 
 
@@ -186,7 +188,7 @@ class CachingSlidingWindowInferer(SlidingWindowInferer):
             state += [_fingerprint(t) for t in tensors] + [m.training for m in network.modules()]
         state += [id(a) for a in args] + [(k, id(v), getattr(v, "_version", 0)) for k, v in sorted(kwargs.items())]
         state += [
-            torch.is_autocast_enabled(),
+            autocast_state(perturbation.image.device),
             perturbation.image._version,
             *(repr(getattr(self, s)) for s in _SETTINGS),
         ]

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compute_incidence, count_forwards, plan_jobs
+from monai_segshap.inferers.passes import NetworkPasses
 from monai_segshap.inferers.window_plan import WindowPlan
-from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Box
 
 __all__ = ["CoalitionEvaluator", "EvaluationPlan"]
@@ -45,7 +45,9 @@ class CoalitionEvaluator:
     Only windows that touch a region run, each distinct content once, in the batch size in which the library runs that
     window; logits are kept inside the regions, for all classes, until no later coalition needs them; they are
     added up in the library's order with its weights. In the regions the result equals the whole-volume inference of
-    the perturbed image bit for bit. Units that change no voxel of these windows are left out: see ``visible``.
+    the perturbed image bit for bit, if the network gives a window the same bits at any place of such a batch
+    (`monai_segshap.inferers.calibrate` tests that). Units that change no voxel of these windows are left out: see
+    ``visible``.
 
     Args:
         network: maps (B, C, *roi) to logits (B, classes, *roi).
@@ -63,8 +65,10 @@ class CoalitionEvaluator:
         visible: bool (M,), units that change a voxel of a window that touches a region. Coalitions are of these.
         n_units: their number.
         incidence: of these units.
-        n_forwards: windows that have gone through the network.
-        network_seconds: wall time spent there.
+        library_sizes: int64 (A,), batch size in which the library runs each active window.
+        run_sizes: int64 (A,), batch size in which each runs here; see `use_batch_sizes`.
+        passes: runs and counts the network passes.
+        peak_held_bytes: most bytes of logits held at once so far.
 
     Raises:
         ValueError: for mismatched shapes, or a box outside the image.
@@ -96,18 +100,19 @@ class CoalitionEvaluator:
             raise ValueError(
                 "the baseline holds values that are not finite: a removed voxel would become NaN or infinite."
             )
-        self.network = network
         self.plan = plan
         self.device = torch.device(device) if device is not None else image.device
         self.max_bytes = max_bytes
         self.whole_grid = whole_grid
-        self.n_forwards = 0
-        self.network_seconds = 0.0
+        self.passes = NetworkPasses(network, self.device)
+        self.peak_held_bytes = self._held_bytes = 0
         active = plan.touching(boxes)
         incidence = compute_incidence(plan, active, labels, image, fill, n_units or int(labels.max()))
         self.visible = incidence.visible
         self.n_units = int(self.visible.sum())
         self.incidence: Incidence = incidence.restricted_to(self.visible)
+        self.library_sizes = plan.batch_sizes[active]
+        self.run_sizes = self.library_sizes
         self._image = plan.pad(image.as_subclass(torch.Tensor), as_image=True).to(self.device)
         self._fill = plan.pad(fill.as_subclass(torch.Tensor), as_image=False).to(self.device)
         number = torch.from_numpy(np.concatenate([[0], np.cumsum(self.visible) * self.visible]))
@@ -122,6 +127,30 @@ class CoalitionEvaluator:
             [sum(_volume(c[0]) for c in cuts if c is not None) for cuts in self._cuts], dtype=np.int64
         )
 
+    @property
+    def network(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network that runs."""
+        return self.passes.network
+
+    @property
+    def n_forwards(self) -> int:
+        """Windows that have gone through the network."""
+        return self.passes.n_windows
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of image, replacement, units and weights on the device."""
+        held = (self._image, self._image, self._fill, self._labels, self._weight)  # one more image for batches of one
+        return sum(t.element_size() * t.numel() for t in held)
+
+    def use_batch_sizes(self, sizes: Mapping[int, int]) -> None:
+        """Run windows in other batches than the library.
+
+        Args:
+            sizes: library batch size -> batch size to use.
+        """
+        self.run_sizes = np.array([sizes.get(int(s), int(s)) for s in self.library_sizes], dtype=np.int64)
+
     def prepare(self, rows: NDArray[np.bool_], n_classes: int) -> EvaluationPlan:
         """Plan the passes for coalitions before any of them runs.
 
@@ -135,7 +164,7 @@ class CoalitionEvaluator:
         jobs = plan_jobs(
             rows,
             self.incidence,
-            self.plan.batch_sizes[self.incidence.active],
+            self.run_sizes,
             self._entry_voxels * n_classes * itemsize,
             self.max_bytes,
         )
@@ -155,6 +184,7 @@ class CoalitionEvaluator:
         """
         jobs = evaluation.jobs
         held: dict[int, list[torch.Tensor]] = {}
+        self._held_bytes = 0
         expiry: dict[int, list[int]] = {}
         for job, last in enumerate(jobs.last_use):
             expiry.setdefault(int(last), []).append(job)
@@ -166,27 +196,23 @@ class CoalitionEvaluator:
             while row < len(jobs.ready) and jobs.ready[row] <= number:
                 yield row, self._fuse([held[int(job)] for job in jobs.uses[row]])
                 for job in expiry.get(row, []):
-                    del held[job]
+                    self._held_bytes -= _bytes(held.pop(job))
                 row += 1
 
     def _run_batch(
         self, evaluation: EvaluationPlan, batch: tuple[int, ...], size: int, held: dict[int, list[torch.Tensor]]
     ) -> None:
         jobs = evaluation.jobs
-        windows = self._batch(evaluation, [*batch, *[batch[-1]] * (size - len(batch))])
-        started = time.perf_counter()
-        with evaluation_mode(self.network):
-            logits = self.network(windows)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.network_seconds += time.perf_counter() - started
-        self.n_forwards += size
-        self._check(logits, size, evaluation.n_classes)
+        windows = self.windows(evaluation, [*batch, *[batch[-1]] * (size - len(batch))])
+        logits = self.passes(windows)
+        self.check(logits, size, evaluation.n_classes)
         for position, job in enumerate(batch):
             held[job] = self._weighted_cuts(int(jobs.windows[job]), logits[position])
+            self._held_bytes += _bytes(held[job])
+        self.peak_held_bytes = max(self.peak_held_bytes, self._held_bytes)
 
-    def _batch(self, evaluation: EvaluationPlan, jobs: Sequence[int]) -> torch.Tensor:
-        """Input windows (B, C, *roi), in the memory layout in which the library sends them."""
+    def windows(self, evaluation: EvaluationPlan, jobs: Sequence[int]) -> torch.Tensor:
+        """Input windows (B, C, *roi) of some jobs, in the memory layout in which the library sends them."""
         windows, rows = evaluation.jobs.windows, evaluation.jobs.rows
         contents = [self._content(int(windows[job]), evaluation.rows[rows[job]]) for job in jobs]
         if len(jobs) > 1:
@@ -206,7 +232,8 @@ class CoalitionEvaluator:
         place = (slice(None), *part)
         return torch.where(kept, self._image[place], self._fill[place])
 
-    def _check(self, logits: torch.Tensor, size: int, n_classes: int) -> None:
+    def check(self, logits: Any, size: int, n_classes: int) -> None:
+        """Raise unless a network's answer to a batch is one tensor of logits at full resolution."""
         expected = (size, n_classes, *self.plan.roi_size)
         came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if came != expected:
@@ -266,6 +293,10 @@ def _cut(plan: WindowPlan, window: int, box: Box) -> _Cut | None:
         inside.append(slice(low - start, high - start + 1))
         target.append(slice(low - box[0][axis], high - box[0][axis] + 1))
     return (inside[0], inside[1], inside[2]), (target[0], target[1], target[2])
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(t.element_size() * t.numel() for t in tensors)
 
 
 def _volume(slices: tuple[slice, slice, slice]) -> int:

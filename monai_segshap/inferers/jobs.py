@@ -266,13 +266,15 @@ class ForwardCounts:
         published_cache: of these the windows with at least one removed voxel, plus one unperturbed pass (paper 000,
             section III-E).
         planned: distinct windows that touch a region, fillers of incomplete batches included.
-        run: what went through the network.
+        run: what went through the network for the coalitions.
+        calibration: what went through it before, see `monai_segshap.inferers.calibrate`.
     """
 
     naive: int
     published_cache: int
     planned: int
     run: int = 0
+    calibration: int = 0
 
 
 def count_forwards(

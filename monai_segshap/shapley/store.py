@@ -78,6 +78,23 @@ class ValueStore:
         """
         self._write(self._path(chunk), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
+    def read_note(self, name: str) -> dict[str, Any] | None:
+        """What `write_note` kept under a name, or None if there is nothing or it is damaged."""
+        try:
+            found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_note(self, name: str, note: Mapping[str, Any]) -> None:
+        """Keep plain values beside the chunks, for the sessions that continue the run.
+
+        Raises:
+            OSError: if it can not be written.
+        """
+        text = json.dumps(note, indent=1, sort_keys=True)
+        self._write(self.folder / f"{name}.json", lambda stream: stream.write(text.encode()))
+
     def _path(self, chunk: int) -> Path:
         return self.folder / f"chunk_{chunk:06d}.npz"
 

@@ -1,0 +1,284 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Make a case ready: windows, visible units, coalitions, calibration and passes, before any coalition runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from numpy.typing import NDArray
+
+from monai_segshap.explainers.identity import question_identity
+from monai_segshap.explainers.ranks import Ranks
+from monai_segshap.explainers.sweep import Sweep
+from monai_segshap.games import check_scores
+from monai_segshap.inferers import (
+    DILATIONS,
+    GRIDS,
+    Calibration,
+    CoalitionEvaluator,
+    calibrate,
+    check_batch_size,
+    crop_box,
+    monai_window_plan,
+    plan_chunks,
+)
+from monai_segshap.numerics import NumericMode
+from monai_segshap.perturbation import Baseline
+from monai_segshap.region import Box, Region, box_slices
+from monai_segshap.shapley import (
+    METHODS,
+    CoalitionPlan,
+    ValueStore,
+    all_coalitions,
+    default_budget,
+    digest,
+    plan_coalitions,
+    restrict_plan,
+)
+from monai_segshap.units import Partition
+
+__all__ = ["PreparedCase", "RegionView", "SweepSettings"]
+
+#: Up to this many units enumeration is compared with sampling by the number of network passes.
+_MAX_COMPARED_UNITS = 12
+#: Coalitions whose windows are used to calibrate.
+_CALIBRATION_ROWS = 32
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What is asked of every case; the fields are the arguments of `KernelSHAPExplainer`."""
+
+    network: Callable[[torch.Tensor], torch.Tensor]
+    inferer: SlidingWindowInferer
+    scores: tuple[str, ...]
+    budget: int | None
+    method: str
+    seed: int
+    baseline: Baseline
+    signal: str
+    device: torch.device | str | None
+    grid: str
+    crop_dilation: str
+    max_bytes: int
+    ranks: Ranks
+    store_dir: Path | None
+    batch_size: str | int
+    numerics: NumericMode
+    #: calibrations of this process by network and windows
+    known: dict[Any, Calibration] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_scores(self.scores, self.signal)
+        check_batch_size(self.batch_size)
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; expected one of {', '.join(METHODS)}.")
+        if self.grid not in GRIDS or self.crop_dilation not in DILATIONS:
+            raise ValueError(
+                f"grid {self.grid!r} with crop_dilation {self.crop_dilation!r}; expected one of {', '.join(GRIDS)} and "
+                f"one of {', '.join(DILATIONS)}."
+            )
+        if not self.baseline.is_local:
+            raise ValueError(
+                f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
+                "kept, so windows can not be shared between coalitions. Use a constant, blur or local_mean."
+            )
+
+
+@dataclass(frozen=True)
+class RegionView:
+    """One region's part of a sweep: the units that it sees, their coalitions, and the rows these come from."""
+
+    visible: NDArray[np.bool_]
+    coalitions: CoalitionPlan
+    rows: NDArray[np.int64]
+
+
+class PreparedCase:
+    """A case with its windows and coalitions; nothing has run yet.
+
+    Args:
+        settings: what is asked.
+        image: (C, H, W, D), network space.
+        partition: the units.
+        regions: what is explained.
+        logits: (classes, H, W, D), whole-volume prediction.
+
+    Attributes:
+        evaluator: of the image, or of its crop.
+        coalitions: of the visible units.
+        order: int64 (K,), order in which they run: the full coalition, which defines P_0, first.
+        views: each region's part.
+
+    Raises:
+        ValueError: if no unit is visible, or the budget is too small.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        image: torch.Tensor,
+        partition: Partition,
+        regions: Sequence[Region],
+        logits: torch.Tensor,
+    ) -> None:
+        self.settings, self.partition = settings, partition
+        self.n_classes = int(logits.shape[0])
+        boxes = [region.box for region in regions]
+        self.predictions = [_inside(logits.as_subclass(torch.Tensor), box) for box in boxes]
+        # on the network's device, so that the fusion weights are computed where the deployed inference computes them
+        plain = image.as_subclass(torch.Tensor).to(settings.device or image.device)
+        fill = settings.baseline.fill(plain, partition.grid.spacing_mm)
+        labels = torch.from_numpy(partition.labels)
+        if settings.grid == "crop":
+            roi = monai_window_plan(settings.inferer, plain).roi_size
+            box = crop_box(boxes, roi, partition.grid.shape, settings.crop_dilation)
+            plain, fill, labels = (_inside(volume, box) for volume in (plain, fill, labels))
+            regions = [replace(region, mask=region.mask[box_slices(box)]) for region in regions]
+        self.regions, self.image, self.fill = regions, plain, fill
+        device = torch.device(settings.device) if settings.device is not None else plain.device
+        self.evaluator = CoalitionEvaluator(
+            settings.numerics.apply(settings.network, device),
+            monai_window_plan(settings.inferer, plain),
+            plain,
+            labels,
+            fill,
+            [region.box for region in regions],
+            device=device,
+            max_bytes=settings.max_bytes,
+            n_units=partition.n_units,
+            whole_grid=settings.grid == "crop",
+        )
+        self._require_visible_units()
+        self.coalitions = self._choose()
+        others = np.delete(np.arange(self.coalitions.n_evaluations), self.coalitions.full_row)
+        self.order = np.concatenate([[self.coalitions.full_row], others])
+        self.views = [self._view(region) for region in regions]
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Everything that a score depends on but its coalition; see `question_identity`."""
+        settings = self.settings
+        return question_identity(
+            self.evaluator,
+            settings.network,
+            self.regions,
+            f"{', '.join(settings.scores)} of the {settings.signal}",
+            self.coalitions,
+            self.partition,
+            self.fill,
+            self.image,
+            settings.numerics,
+            settings.batch_size,
+        )
+
+    def open_store(self) -> ValueStore | None:
+        """The question's store, if one is wanted; ranks that share a case must have the same question."""
+        settings = self.settings
+        if settings.store_dir is None and settings.ranks.count == 1:
+            return None  # nobody needs the digests of image and weights
+        name = digest(json.dumps(self.identity, sort_keys=True))
+        settings.ranks.require_one_case(name)
+        return ValueStore(settings.store_dir / name[:16], self.identity) if settings.store_dir is not None else None
+
+    def plan(self, store: ValueStore | None) -> tuple[Sweep, Calibration]:
+        """Choose batch sizes and list every pass.
+
+        The calibration of an interrupted run is taken from its store, so that it continues with the same batches; of
+        several ranks the first one calibrates.
+        """
+        sweep = self._sweep()
+        found = self._calibration(store, sweep.planned.planned)
+        self.evaluator.use_batch_sizes(found.batch_sizes)
+        return (sweep if all(a == b for a, b in found.batch_sizes.items()) else self._sweep()), found
+
+    def _sweep(self) -> Sweep:
+        settings, rows = self.settings, self.coalitions.rows[self.order]
+        chunks = plan_chunks(self.evaluator, rows, self.n_classes)
+        return Sweep(
+            self.evaluator,
+            rows,
+            chunks,
+            self.regions,
+            self.predictions,
+            settings.scores,
+            settings.signal,
+            settings.ranks,
+        )
+
+    def _calibration(self, store: ValueStore | None, planned: int) -> Calibration:
+        ranks, text = self.settings.ranks, ""
+        if ranks.own == 0:
+            note = store.read_note("calibration") if store is not None else None
+            found = Calibration.from_dict(note) if note is not None else self._calibrate(planned)
+            if store is not None and note is None:
+                store.write_note("calibration", found.to_dict())
+            text = json.dumps(found.to_dict())
+        return Calibration.from_dict(json.loads(ranks.text_of_first(text)))
+
+    def _calibrate(self, planned: int) -> Calibration:
+        """Once for a network and its windows; the next cases of this process need no further passes."""
+        settings, plan = self.settings, self.evaluator.plan
+        sizes = tuple(sorted({int(s) for s in self.evaluator.library_sizes}))
+        key = (id(settings.network), plan.roi_size, sizes, tuple(self.image.shape[:1]), self.image.dtype)
+        if key in settings.known:
+            return replace(settings.known[key], passes=0)
+        rows = self.coalitions.rows[self.order[:_CALIBRATION_ROWS]]
+        exact = None if settings.numerics.is_exact else settings.network
+        found = calibrate(
+            self.evaluator, self.evaluator.prepare(rows, self.n_classes), settings.batch_size, planned, exact
+        )
+        settings.known[key] = found
+        return found
+
+    def _require_visible_units(self) -> None:
+        if self.evaluator.n_units == 0:
+            raise ValueError(
+                f"none of the {self.partition.n_units} units changes a voxel of the "
+                f"{len(self.evaluator.incidence.active)} windows that see the region: all are dummies with value 0. "
+                "They lie too far away, or already equal the replacement "
+                f"({self.settings.baseline.describe()}). Choose other units, another region or another baseline."
+            )
+
+    def _choose(self) -> CoalitionPlan:
+        settings, m = self.settings, self.evaluator.n_units
+        budget = default_budget(m) if settings.budget is None else settings.budget
+        if m == 1 and settings.method != "published":
+            plan = plan_coalitions(1, 2, "exact", settings.seed)
+        else:
+            plan = plan_coalitions(m, budget, settings.method, settings.seed)
+        if settings.method == "auto" and plan.method != "exact" and m <= _MAX_COMPARED_UNITS:
+            reason = f"all 2**{m} coalitions need no more network passes than {plan.n_evaluations} sampled ones"
+            complete = CoalitionPlan(all_coalitions(m), "exact", settings.seed, reason=reason)
+            exact, sampled = (self.evaluator.prepare(p.rows, self.n_classes).jobs.n_forwards for p in (complete, plan))
+            plan = complete if exact <= sampled else plan
+        return plan
+
+    def _view(self, region: Region) -> RegionView:
+        """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
+        evaluator = self.evaluator
+        touching = np.isin(evaluator.incidence.active, evaluator.plan.touching([region.box]))
+        seen = np.asarray(evaluator.incidence.live[touching].any(axis=0))
+        if not seen.any():
+            raise ValueError(
+                f"no unit changes a voxel of the windows that see the region {region.box}, unlike the other regions: "
+                "all its values would be 0. Leave it out, or choose other units."
+            )
+        visible = np.zeros(len(evaluator.visible), dtype=bool)
+        visible[np.flatnonzero(evaluator.visible)[seen]] = True
+        restricted, rows = restrict_plan(self.coalitions, seen)
+        return RegionView(visible, restricted, rows)
+
+
+def _inside(volume: torch.Tensor, box: Box) -> torch.Tensor:
+    """A volume (..., H, W, D) inside a box."""
+    place = (..., *box_slices(box))
+    return volume[place]
