@@ -1,5 +1,5 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
-"""Weights of networks, loaded without running code from the file."""
+"""Networks: weights loaded without running code from the file, eval mode, and running out of memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["evaluation_mode", "load_weights"]
+__all__ = ["evaluation_mode", "is_out_of_memory", "load_weights"]
 
 _NESTED = ("model", "state_dict", "network_weights")
 
@@ -33,6 +33,13 @@ def evaluation_mode(network: Any) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of a GPU or of the host, had no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from monai_segshap.networks import is_out_of_memory
 
 __all__ = ["NumericMode", "autocast_state"]
 
@@ -120,7 +123,8 @@ class _FastNetwork(torch.nn.Module):
         if self.mode.channels_last:
             windows = windows.contiguous(memory_format=torch.channels_last_3d)
         dtype = _PRECISIONS.get(self.mode.precision or "")
-        with torch.autocast(self.device_type, dtype=dtype, enabled=dtype is not None):
+        # without a precision of its own the mode leaves the caller's autocast as it is
+        with torch.autocast(self.device_type, dtype=dtype) if dtype is not None else nullcontext():
             logits = self._first_call(windows) if not self._ran else self._call(windows)
         return logits.to(windows.dtype) if isinstance(logits, torch.Tensor) else logits
 
@@ -129,7 +133,7 @@ class _FastNetwork(torch.nn.Module):
         try:
             logits = self._call(windows)
         except Exception as error:
-            if not self.mode.compiled or isinstance(error, torch.OutOfMemoryError):
+            if not self.mode.compiled or is_out_of_memory(error):
                 raise
             raise RuntimeError(
                 f"the network does not run under torch.compile: {error}. Leave 'compile' out of numerics."

@@ -1,22 +1,102 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
-"""Run a bundle: over several processes, and with clear sentences where the input is wrong."""
+"""Run a bundle: over several cases and processes, and with clear sentences where the input is wrong."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from ignite.engine import Engine
+from monai.engines import Workflow
 
-__all__ = ["join_ranks", "leave_ranks", "local_device", "root_cause", "run_evaluator"]
+__all__ = [
+    "case_name",
+    "cases_of_rank",
+    "join_ranks",
+    "leave_ranks",
+    "list_cases",
+    "local_device",
+    "root_cause",
+    "run_evaluator",
+]
 
 logger = logging.getLogger(__name__)
 
 #: Errors that speak of the input. Anything else keeps its whole traceback.
 _INPUT_ERRORS = (ValueError, OSError)
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def case_name(path: str | Path) -> str:
+    """Name of an image file without folder and ending."""
+    name = Path(path).name
+    for ending in _ENDINGS:
+        name = name.removesuffix(ending)
+    return name
+
+
+def list_cases(
+    images: str | Path | Sequence[str | Path],
+    organs: str | Path | Sequence[str | Path] | None = None,
+    names: str | Sequence[str] | None = None,
+) -> list[dict[str, str]]:
+    """Cases for a MONAI `Dataset`.
+
+    Args:
+        images: one image file, or a list.
+        organs: label map of each image; None: there are none.
+        names: name of each case; None: the name of the image file, with the folder's where files share a name.
+
+    Returns:
+        a dictionary with "image", "case" and, where given, "organs" for each case.
+
+    Raises:
+        ValueError: for lists of different lengths, no image, or two cases of one name (their results would go to one
+            folder).
+    """
+    paths = _as_list(images)
+    maps = _as_list(organs) if organs is not None else [None] * len(paths)
+    chosen = _as_list(names) if names is not None else _distinct_names([Path(str(p)) for p in paths])
+    if not paths or len(maps) != len(paths) or len(chosen) != len(paths):
+        raise ValueError(
+            f"got {len(paths)} images, {len(maps)} organ maps and {len(chosen)} case names; expected at least one "
+            "image and equal numbers."
+        )
+    twice = [name for name, count in Counter(map(str, chosen)).items() if count > 1]
+    if twice:
+        raise ValueError(f"several cases are named {', '.join(twice)}; give each one a name of its own (case).")
+    return [
+        {"image": str(image), "case": str(name)} | ({"organs": str(labels)} if labels is not None else {})
+        for image, labels, name in zip(paths, maps, chosen, strict=True)
+    ]
+
+
+def cases_of_rank(cases: Sequence[dict[str, str]], ranks: str = "share") -> list[dict[str, str]]:
+    """The cases that this process explains.
+
+    Args:
+        cases: all of them.
+        ranks: "share": every process takes part in every case; "alone": each has its own cases.
+    """
+    if ranks == "share" or not dist.is_initialized():
+        return list(cases)
+    return list(cases[dist.get_rank() :: dist.get_world_size()])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, (str, Path)) else list(value)
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    names = [case_name(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{path.parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
 
 
 def join_ranks() -> None:
@@ -53,18 +133,20 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def run_evaluator(evaluator: Engine) -> Any:
+def run_evaluator(evaluator: Workflow) -> Any:
     """Run an evaluator; an error about the input is raised alone, without the transforms that it passed through.
 
     Args:
         evaluator: for example MONAI's `SupervisedEvaluator`.
 
     Returns:
-        what ``evaluator.run()`` returns.
+        what ``evaluator.run()`` returns; None if there is no case, as for a process beyond the number of cases.
 
     Raises:
         ValueError, OSError: the error about the input itself. The full chain goes to the log at level DEBUG.
     """
+    if hasattr(evaluator.data_loader, "__len__") and len(evaluator.data_loader) == 0:
+        return None
     quiet = logging.getLogger(f"ignite.engine.engine.{type(evaluator).__name__}")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)

@@ -36,6 +36,36 @@ class CountingNetwork(torch.nn.Module):
         return sum(len(batch) for batch in self.batches)
 
 
+class LimitedNetwork(torch.nn.Module):
+    """Has no memory for more than ``limit`` windows at once, from some call on; notes the sizes of its batches."""
+
+    def __init__(
+        self, network: torch.nn.Module, limit: int, after: int = 0, error: type[Exception] = torch.OutOfMemoryError
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.limit, self.after, self.error = limit, after, error
+        self.sizes: list[int] = []
+        self.failed: list[int] = []
+
+    def forward(self, windows: torch.Tensor) -> Any:
+        if len(self.sizes) + len(self.failed) >= self.after and len(windows) > self.limit:
+            self.failed.append(len(windows))
+            raise self.error(
+                "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to "
+                "allocate 137438953472 bytes. Error code 12 (Cannot allocate memory)"
+                if self.error is RuntimeError
+                else "out of memory, says the fake\nand more"
+            )
+        self.sizes.append(len(windows))
+        return self.network(windows)
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that it ran so far."""
+        return sum(self.sizes)
+
+
 @dataclass(frozen=True)
 class Case:
     """An image with units: image and fill (C, H, W, D), labels (H, W, D)."""
@@ -76,6 +106,11 @@ class LibraryWindow:
 @pytest.fixture(scope="session")
 def counting() -> type[CountingNetwork]:
     return CountingNetwork
+
+
+@pytest.fixture(scope="session")
+def limited() -> type[LimitedNetwork]:
+    return LimitedNetwork
 
 
 @pytest.fixture(scope="session")

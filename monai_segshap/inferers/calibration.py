@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
-from monai_segshap.inferers.passes import NetworkPasses, peak_memory
+from monai_segshap.inferers.passes import NetworkPasses, largest_divisor, peak_memory
 
 __all__ = ["BATCH_CHOICES", "Calibration", "calibrate", "check_batch_size"]
 
@@ -35,7 +35,7 @@ class Calibration:
         same_bits: the network gave every window the bits that it has in a library batch, whatever its place and its
             neighbors, at every size in ``batch_sizes``.
         largest_difference: of a logit from that of the library's batch (and exact mode); 0 for the same bits.
-        verified: batch sizes at which that was tested and held.
+        verified: batch sizes at which that was tested and held for the windows of every library batch size.
         seconds_per_window: at the chosen size, of the most frequent library batch size.
         passes: windows that went through the network for this.
         peak_bytes: most memory held so far: by tensors on a GPU, otherwise by the process; None: unknown.
@@ -57,6 +57,13 @@ class Calibration:
         found["batch_sizes"] = {str(k): v for k, v in self.batch_sizes.items()}
         found["verified"] = list(self.verified)
         return found
+
+    def keeps_bits(self, lowered_to: int | None) -> bool:
+        """Whether the bits are still the library's where memory allowed parts of ``lowered_to`` windows at most."""
+        if lowered_to is None:
+            return self.same_bits
+        parts = {largest_divisor(size, lowered_to) for size in self.batch_sizes.values()}
+        return self.same_bits and 1 not in parts and parts <= set(self.verified)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -80,7 +87,8 @@ def calibrate(
 ) -> Calibration:
     """Test and time a few windows of a run.
 
-    Every library batch size is run twice, with its windows at different places of the batch. Larger batches are tried
+    Every library batch size is run twice, with its windows at different places of the batch; other sizes until windows
+    with known logits have stood at every place. Larger batches are tried
     while they save time, and while all of this needs no more than 5 % of the planned passes. On the CPU the choice
     "auto" does not look at the clock, so that a run can be repeated pass for pass: there only batches of one are slow,
     and they become batches of two where that changes no bit.
@@ -111,7 +119,9 @@ def calibrate(
         if choice != main:
             trials.measure(main, choice)
     elif choice != "library" and evaluator.passes.lowered_to is None:
-        chosen = trials.fastest(main, choice == "auto" and exact is None, allowed)
+        auto = choice == "auto"
+        by_clock = not auto or evaluator.device.type != "cpu"
+        chosen = trials.fastest(main, auto and exact is None, by_clock, allowed)
     chosen_sizes = {main: chosen}
     for size in sorted({int(s) for s in sizes} - {main}):
         chosen_sizes[size] = trials.merged(size, chosen, choice, allowed)
@@ -153,12 +163,14 @@ class _Trials:
         self.measure(library_size, library_size)
 
     def measure(self, library_size: int, size: int, whole: bool = False) -> _Trial:
-        """Run a batch size twice with the windows at other places; ``whole``: raise where memory runs out."""
+        """Run a batch size several times, until windows with known logits have stood at every place.
+
+        ``whole``: raise where memory runs out.
+        """
         jobs = self._jobs(library_size, size)
         difference, seconds = 0.0, []
-        shifts = [1, size // 2] if size != library_size or self.exact is not None else [1]
-        for shift in shifts:
-            placed = [*jobs[shift % size :], *jobs[: shift % size]]
+        for shift in self._shifts(library_size, size):
+            placed = [*jobs[size - shift :], *jobs[: size - shift]]
             before = self.evaluator.passes.seconds
             logits = self.evaluator.passes(self.evaluator.windows(self.evaluation, placed), whole)
             seconds.append((self.evaluator.passes.seconds - before) / size)
@@ -170,17 +182,22 @@ class _Trials:
         self.found[library_size, size] = found
         return found
 
-    def fastest(self, main: int, same_bits: bool, allowed: float) -> int:
+    def _shifts(self, library_size: int, size: int) -> list[int]:
+        """Places by which the windows are moved on; in a fast mode bits are not compared, and two runs do."""
+        if self.exact is not None:
+            return [0, size // 2]
+        return [1 % size] if size == library_size else list(range(0, size, library_size))
+
+    def fastest(self, main: int, same_bits: bool, by_clock: bool, allowed: float) -> int:
         """The batch size with the least time for a window among those that may be used."""
-        by_time = not same_bits or self.evaluator.device.type != "cpu"
-        largest = _LARGEST.get(self.evaluator.device.type, _LARGEST_ELSEWHERE) if by_time else 2
+        largest = _LARGEST.get(self.evaluator.device.type, _LARGEST_ELSEWHERE) if by_clock else 2
         best, size = main, 2 * main
-        while size <= largest and self._passes + 2 * size <= allowed:
+        while size <= largest and self._passes + size * len(self._shifts(main, size)) <= allowed:
             try:
                 trial = self.measure(main, size, whole=True)
             except MemoryError:
                 break
-            saved = 1.0 - trial.seconds / self.found[main, best].seconds
+            saved = 1.0 - trial.seconds / max(self.found[main, best].seconds, 1e-9)
             if same_bits and trial.difference:
                 if saved > 0.2:
                     self.note = (
@@ -189,7 +206,7 @@ class _Trials:
                         "batch_size='fastest' takes them"
                     )
                 break
-            if by_time and saved < _GAIN:
+            if by_clock and saved < _GAIN:
                 break
             best, size = size, 2 * size
         return best
@@ -199,7 +216,8 @@ class _Trials:
         if choice == "fastest" or self.exact is not None:
             return chosen
         self.reference(library_size)
-        if choice == "library" or (choice == "auto" and self._passes + 2 * chosen > allowed):
+        cost = chosen * len(self._shifts(library_size, chosen))
+        if choice == "library" or (choice == "auto" and self._passes + cost > allowed):
             return library_size
         difference = self.measure(library_size, chosen).difference
         return chosen if isinstance(choice, int) or difference == 0.0 else library_size
@@ -210,8 +228,8 @@ class _Trials:
         largest = max(trial.difference for trial in tested)
         untested = len(tested) < len(sizes)
         lowered = self.evaluator.passes.lowered_to is not None
-        verified = {size for (_, size), trial in self.found.items() if trial.difference == 0.0}
-        verified -= {size for (_, size), trial in self.found.items() if trial.difference}
+        good = {pair for pair, trial in self.found.items() if trial.difference == 0.0}
+        verified = {size for _, size in good if all((library, size) in good for library in sizes)}
         return Calibration(
             batch_sizes=sizes,
             same_bits=largest == 0.0 and not untested and not lowered and self.exact is None,

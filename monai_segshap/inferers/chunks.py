@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ _TOLERANCE = 0.05
 
 
 def plan_chunks(
-    evaluator: CoalitionEvaluator, rows: NDArray[np.bool_], n_classes: int
+    evaluator: CoalitionEvaluator, rows: NDArray[np.bool_], n_classes: int, stops: Sequence[int] = ()
 ) -> list[tuple[NDArray[np.int64], EvaluationPlan]]:
     """Split coalitions into chunks that are planned one by one, so that finished ones never have to run again.
 
@@ -30,6 +32,7 @@ def plan_chunks(
         evaluator: of the case.
         rows: bool (K, M), the full coalition first.
         n_classes: channels of the network's output.
+        stops: numbers of coalitions after which a chunk should end; dropped if they made the passes too many.
 
     Returns:
         for each chunk its row numbers and its plan.
@@ -39,13 +42,14 @@ def plan_chunks(
     if len(rest) == 0:
         return head
     sweep = evaluator.prepare(rows[1:], n_classes)
-    for size in _SIZES:
-        if size >= len(rest):
-            break
-        parts = [rest[start : start + size] for start in range(0, len(rest), size)]
-        plans = [evaluator.prepare(rows[part], n_classes) for part in parts]
-        if sum(p.jobs.n_forwards for p in plans) <= (1.0 + _TOLERANCE) * sweep.jobs.n_forwards:
-            return head + list(zip(parts, plans, strict=True))
+    inner = [stop for stop in stops if 1 < stop < len(rows)]
+    for borders in (inner, []) if inner else ([],):
+        stages = np.split(rest, np.searchsorted(rest, borders))
+        for size in (*(s for s in _SIZES if s < len(rest)), len(rest)):
+            parts = [stage[start : start + size] for stage in stages for start in range(0, len(stage), size)]
+            plans = [evaluator.prepare(rows[part], n_classes) for part in parts]
+            if sum(p.jobs.n_forwards for p in plans) <= (1.0 + _TOLERANCE) * sweep.jobs.n_forwards:
+                return head + list(zip(parts, plans, strict=True))
     return [*head, (rest, sweep)]
 
 

@@ -67,6 +67,7 @@ class CoalitionEvaluator:
         incidence: of these units.
         library_sizes: int64 (A,), batch size in which the library runs each active window.
         run_sizes: int64 (A,), batch size in which each runs here; see `use_batch_sizes`.
+        stitch_device: where windows are added up, and logits of regions come out.
         passes: runs and counts the network passes.
         peak_held_bytes: most bytes of logits held at once so far.
 
@@ -120,7 +121,7 @@ class CoalitionEvaluator:
         self._scratch: torch.Tensor | None = None
         self._cuts = [[_cut(plan, int(w), box) for box in boxes] for w in active]
         self._box_shapes = [tuple(h - lo + 1 for lo, h in zip(*box, strict=True)) for box in boxes]
-        self._stitch = plan.stitch_device or self.device
+        self.stitch_device = plan.stitch_device or self.device
         self._weight = plan.weight.to(self.device)
         self._counts = [self._count(b) for b in range(len(boxes))]
         self._entry_voxels = np.array(
@@ -251,7 +252,7 @@ class CoalitionEvaluator:
             place = (slice(None), *cut[0])
             inside = logits[place].clone()
             inside *= self._weight[cut[0]]
-            cuts.append(inside.to(self._stitch))
+            cuts.append(inside.to(self.stitch_device))
         return cuts
 
     def _fuse(self, entries: list[list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -263,7 +264,9 @@ class CoalitionEvaluator:
                 if cut is None:
                     continue
                 if total is None:
-                    total = torch.zeros((entry[b].shape[0], *shape), dtype=self.plan.weight.dtype, device=self._stitch)
+                    total = torch.zeros(
+                        (entry[b].shape[0], *shape), dtype=self.plan.weight.dtype, device=self.stitch_device
+                    )
                 place = (slice(None), *cut[1])
                 total[place] += entry[b]
             if total is None:
@@ -273,8 +276,8 @@ class CoalitionEvaluator:
         return fused
 
     def _count(self, b: int) -> torch.Tensor:
-        count = torch.zeros(self._box_shapes[b], dtype=self.plan.weight.dtype, device=self._stitch)
-        weight = self._weight.to(self._stitch)
+        count = torch.zeros(self._box_shapes[b], dtype=self.plan.weight.dtype, device=self.stitch_device)
+        weight = self._weight.to(self.stitch_device)
         for cuts in self._cuts:
             cut = cuts[b]
             if cut is not None:

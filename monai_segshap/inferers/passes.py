@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from monai_segshap.networks import evaluation_mode
+from monai_segshap.networks import evaluation_mode, is_out_of_memory
 
-__all__ = ["NetworkPasses", "is_out_of_memory", "peak_memory"]
+__all__ = ["NetworkPasses", "largest_divisor", "peak_memory"]
 
 
 class NetworkPasses:
@@ -49,7 +49,7 @@ class NetworkPasses:
             MemoryError: if not even a single window fits, or with ``whole`` if the batch does not.
         """
         size = len(windows)
-        part = size if self.lowered_to is None else _divisor(size, self.lowered_to)
+        part = size if self.lowered_to is None else largest_divisor(size, self.lowered_to)
         while True:
             logits, failure = self._in_parts(windows, part)
             if failure is None:
@@ -61,7 +61,7 @@ class NetworkPasses:
                     f"out of memory on {self.device} for {part} windows of {tuple(windows.shape[1:])}: {failure} Use a "
                     "device with more memory, numerics='bf16', or a smaller max_bytes."
                 )
-            part = self.lowered_to = _divisor(size, part - 1)
+            part = self.lowered_to = largest_divisor(size, part - 1)
 
     def _in_parts(self, windows: torch.Tensor, part: int) -> tuple[Any, str | None]:
         """What the network returned, and what the allocator said; no traceback is kept, it would keep the memory."""
@@ -71,20 +71,14 @@ class NetworkPasses:
                 outputs = [self.network(windows[i : i + part]) for i in range(0, len(windows), part)]
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), None
+            tensors = all(isinstance(part_of, torch.Tensor) for part_of in outputs)
+            return (torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]), None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return None, str(error).split("\n")[0]
         finally:
             self.seconds += time.perf_counter() - started
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, of a GPU or of the host, had no memory left."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -102,7 +96,7 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _divisor(size: int, most: int) -> int:
+def largest_divisor(size: int, most: int) -> int:
     """The largest divisor of a batch size that is at most ``most``: parts of one size need no fillers."""
     return max(d for d in range(1, max(min(most, size), 1) + 1) if size % d == 0)
 

@@ -23,6 +23,7 @@ from monai_segshap.geometry import current_grid, source_grid
 from monai_segshap.inferers import crop_box, monai_window_plan
 from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Box, Region, RegionSpec, box_slices, select_region
+from monai_segshap.running import case_name
 from monai_segshap.units import Partition
 from monai_segshap.writers import format_table, write_explanation
 
@@ -174,12 +175,14 @@ class KernelSHAPd(MapTransform):
         pred_key: key of the raw logits.
         class_names: names of the classes.
         display_key: image for pictures, for example the CT in HU; default the image.
-        case: name of the case; default the name of the image file.
+        case: name of the case; default what stands under ``case_key``, or else the name of the image file.
+        case_key: see ``case``.
         output_key: key of the list of explanations, one for each region.
         map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
         allow_missing_keys: as in MONAI.
         options: of the explainer: scores, budget, method, seed, baseline, signal, device, grid,
-            crop_dilation, max_bytes, progress, ranks, store_dir.
+            crop_dilation, max_bytes, progress, ranks, store_dir, batch_size, numerics, tolerance,
+            prior, second_baseline.
     """
 
     backend = (TransformBackends.TORCH,)
@@ -196,6 +199,7 @@ class KernelSHAPd(MapTransform):
         class_names: Sequence[str] | None = None,
         display_key: str | None = None,
         case: str | None = None,
+        case_key: str = "case",
         output_key: str = "explanations",
         map_prefix: str = "attribution",
         allow_missing_keys: bool = False,
@@ -204,7 +208,8 @@ class KernelSHAPd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.explainer = KernelSHAPExplainer(network, inferer, **options)
         self.units_key, self.region_key, self.pred_key = units_key, region_key, pred_key
-        self.class_names, self.display_key, self.case = class_names, display_key, case
+        self.class_names, self.display_key = class_names, display_key
+        self.case, self.case_key = case, case_key
         self.output_key, self.map_prefix = output_key, map_prefix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -218,7 +223,7 @@ class KernelSHAPd(MapTransform):
                 _unpack(d[self.region_key]),
                 d[self.pred_key],
                 self.class_names,
-                case=self.case or _case_name(image),
+                case=self.case or str(d.get(self.case_key) or _case_name(image)),
                 display=d[self.display_key] if self.display_key else None,
             )
             d[self.output_key] = found
@@ -331,12 +336,7 @@ def _case_name(image: torch.Tensor) -> str:
     source = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
     if isinstance(source, (list, tuple)):
         source = source[0]
-    if not source:
-        return "case"
-    name = Path(str(source)).name
-    for ending in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"):
-        name = name.removesuffix(ending)
-    return name
+    return case_name(str(source)) if source else "case"
 
 
 def _file_name(text: str) -> str:

@@ -397,6 +397,32 @@ def test_a_changed_setting_of_the_inferer_is_followed(make_case, make_network, n
     assert torch.equal(found, SlidingWindowInferer(**{**settings, name: value})(perturbation.apply(row), network))
 
 
+@pytest.mark.parametrize("first", ["exact", "bf16"])
+@torch.no_grad()
+def test_entries_made_under_autocast_are_never_mixed_with_exact_ones(make_case, make_network, first):
+    network, perturbation = make_network("conv"), perturbation_of(make_case((13, 9, 9), 4))
+    caching, parent = (kind(ROI, overlap=0.5) for kind in (CachingSlidingWindowInferer, SlidingWindowInferer))
+    row = [True, False, True, True]
+
+    def found(mode: str) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16"):
+            logits = caching(perturbation.image, network, perturbation=perturbation, coalition=row)
+            assert torch.equal(logits, parent(perturbation.apply(row), network))
+        return logits
+
+    second = "bf16" if first == "exact" else "exact"
+    before = found(first)
+    known = caching.cache_info()
+    assert known.entries == known.misses > 0
+    other = found(second)
+    assert not torch.equal(before, other)
+    assert caching.cache_info().hits == 0
+    assert torch.equal(found(second), other)
+    assert caching.cache_info().hits == known.misses
+    assert torch.equal(found(first), before)
+    assert caching.cache_info().hits == 0
+
+
 def test_clear_cache_forgets_everything(make_case, make_network):
     perturbation, inferer = perturbation_of(make_case((13, 9, 7), 3)), CachingSlidingWindowInferer(ROI)
     inferer(perturbation.image, make_network("conv"), perturbation=perturbation, coalition=[True] * 3)

@@ -68,8 +68,9 @@ def test_logits_are_bit_identical_for_every_network_and_batch_size(
 @pytest.mark.parametrize("shape", [(21, 13, 9), (17, 8, 11), (11, 7, 6), (10, 8, 8)], ids=str)
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.625])
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
-def test_logits_are_bit_identical_for_every_geometry(make_network, make_case, plain_logits, shape, overlap, mode):
-    network, case = make_network("unet"), make_case(shape, 6, seed=1)
+@pytest.mark.parametrize("kind", ["unet", "segresnet", "dynunet"])
+def test_logits_are_bit_identical_for_every_geometry(make_network, make_case, plain_logits, shape, overlap, mode, kind):
+    network, case = make_network(kind), make_case(shape, 6, seed=1)
     inferer = {"roi_size": ROI, "sw_batch_size": 3, "overlap": overlap, "mode": mode}
     assert_same_bits(
         make_evaluator(case, network, **inferer), case, [BOX], lambda image: plain_logits(image, network, **inferer)

@@ -65,6 +65,43 @@ def test_a_full_disk_keeps_what_is_finished_and_leaves_nothing_else(where, tmp_p
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_a_note_comes_back_and_another_one_replaces_it(tmp_path):
+    store = ValueStore(tmp_path, IDENTITY)
+    assert store.read_note("calibration") is None
+    store.write_note("calibration", {"passes": 7})
+    store.write_note("calibration", {"sizes": {"2": 4}, "seconds": 0.25, "words": "größer als 1 µs", "none": None})
+    expected = {"sizes": {"2": 4}, "seconds": 0.25, "words": "größer als 1 µs", "none": None}
+    assert ValueStore(tmp_path, IDENTITY).read_note("calibration") == expected
+    assert store.read_note("another") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"passes": ', b"\xff\xfe\x00", b"[1, 2]", b"null", b"7"])
+def test_a_damaged_note_counts_as_none_and_can_be_written_again(damage, tmp_path):
+    store = ValueStore(tmp_path, IDENTITY)
+    store.write_note("calibration", {"passes": 7})
+    (tmp_path / "calibration.json").write_bytes(damage)
+    assert store.read_note("calibration") is None
+    store.write_note("calibration", {"passes": 8})
+    assert store.read_note("calibration") == {"passes": 8}
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_note_on_a_full_disk_leaves_nothing_half_written(where, tmp_path, monkeypatch):
+    store = ValueStore(tmp_path, IDENTITY)
+    store.write_note("calibration", {"passes": 7})
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, where, full)
+    for name in ("calibration", "another"):
+        with pytest.raises(OSError, match="No space left"):
+            store.write_note(name, {"passes": 8})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert store.read_note("calibration") == {"passes": 7}
+
+
 def test_digest_sees_values_types_shapes_and_order():
     a = np.arange(6, dtype=np.int32)
     others = [a + 1, a.astype(np.int64), a.reshape(2, 3), a[::-1]]
