@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
-from monai_segshap.shapley.coalitions import METHODS, CoalitionPlan, default_budget, plan_coalitions, restrict_plan
+from monai_segshap.shapley.coalitions import (
+    METHODS,
+    CoalitionPlan,
+    default_budget,
+    least_rows,
+    plan_coalitions,
+    restrict_plan,
+    stop_rows,
+)
 from monai_segshap.shapley.estimate import Game, ShapleyEstimate, estimate_shapley, solve
 from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions, exact_shapley
+from monai_segshap.shapley.locality import BlockTable, Locality
 from monai_segshap.shapley.store import ValueStore, digest
 
 __all__ = [
     "MAX_EXACT_UNITS",
     "METHODS",
+    "BlockTable",
     "CoalitionPlan",
     "Game",
+    "Locality",
     "ShapleyEstimate",
     "ValueStore",
     "all_coalitions",
@@ -20,7 +31,9 @@ __all__ = [
     "digest",
     "estimate_shapley",
     "exact_shapley",
+    "least_rows",
     "plan_coalitions",
     "restrict_plan",
     "solve",
+    "stop_rows",
 ]

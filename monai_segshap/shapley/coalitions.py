@@ -4,74 +4,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_segshap.shapley.design import require_determined
 from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions
+from monai_segshap.shapley.plan import CoalitionPlan, draw_key
+from monai_segshap.shapley.walks import plan_walks
 
-__all__ = ["METHODS", "CoalitionPlan", "default_budget", "plan_coalitions", "restrict_plan"]
+__all__ = ["METHODS", "CoalitionPlan", "default_budget", "least_rows", "plan_coalitions", "restrict_plan", "stop_rows"]
 
 #: Estimators that can be asked for by name.
-METHODS = ("auto", "exact", "kernelshap", "published")
+METHODS = ("auto", "exact", "kernelshap", "gaussian_process", "ridge", "walks", "published")
+#: Up to this many units a regression that assumes nothing is at least as good as one that does.
+MAX_REGRESSION_UNITS = 20
+#: Beyond these the process costs more than seconds.
+MAX_PROCESS_ROWS = 4002
+MAX_PROCESS_UNITS = 500
 
 _BLOCK = 4096
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-
-
-@dataclass(frozen=True)
-class CoalitionPlan:
-    """The coalitions of one explanation, and how they were drawn.
-
-    Attributes:
-        rows: bool array of shape (K, M), True keeps a unit. For ``exact`` the row index is the bit mask; otherwise
-            row 0 keeps all units, row 1 removes all, and (``kernelshap``) the others come in pairs of complements.
-        method: "exact", "kernelshap" or "published".
-        seed: seed of the draw.
-        weights: float64 array of shape (number of pairs,) or (K - 2,), regression weights; empty for ``exact``.
-        inclusion: float64 array like ``weights``, the probability with which a pair enters the plan.
-        reason: why this method was taken, for people.
-    """
-
-    rows: NDArray[np.bool_]
-    method: str
-    seed: int
-    weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    inclusion: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    reason: str = ""
-
-    @property
-    def n_units(self) -> int:
-        """Number of units M."""
-        return int(self.rows.shape[1])
-
-    @property
-    def n_evaluations(self) -> int:
-        """Number of coalitions K, the full and the empty one included."""
-        return int(self.rows.shape[0])
-
-    @property
-    def full_row(self) -> int:
-        """Row that keeps every unit."""
-        return self.n_evaluations - 1 if self.method == "exact" else 0
-
-    @property
-    def empty_row(self) -> int:
-        """Row that removes every unit."""
-        return 0 if self.method == "exact" else 1
-
-    @property
-    def regressors(self) -> NDArray[np.float64]:
-        """Float64 (n, M), one row for each weight; empty for ``exact``.
-
-        A pair of complements is one row, +1 for the units that its first member keeps and -1 for the others; an
-        unpaired coalition is its indicator.
-        """
-        if self.method == "kernelshap":
-            return np.where(self.rows[2::2], 1.0, -1.0)
-        return self.rows[2:].astype(np.float64) if self.method == "published" else np.empty((0, self.n_units))
 
 
 def default_budget(n_units: int) -> int:
@@ -89,10 +42,13 @@ def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int =
     Args:
         n_units: number of units M >= 1.
         budget: coalitions that may be evaluated; the empty and the full one come on top.
-        method: "exact" (every coalition), "kernelshap" (distinct pairs of complements, sizes uniform),
-            "published" (sizes by the Shapley kernel, with replacement, unpaired), or "auto": exact where
-            ``2**M <= budget + 2``, otherwise kernelshap.
-        seed: integer >= 0. Pair j of kernelshap depends on (seed, M, j) alone: a larger budget extends a smaller one.
+        method: "exact" (every coalition); distinct pairs of complements of uniform sizes for "kernelshap" (regression
+            without a prior), "gaussian_process" (see `process_estimate`) or "ridge" (see `ridge_values`); "walks"
+            (antithetic orderings of the units, see `plan_walks`); "published" (sizes by the Shapley kernel, with
+            replacement, unpaired); or "auto": exact where ``2**M <= budget + 2``, kernelshap up to 20 units, the
+            process up to 500 units and 4,000 coalitions, ridge beyond.
+        seed: integer >= 0. Pair j, and walk pair j, depend on (seed, M, j) alone: a larger budget extends a smaller
+            one, and estimators that use pairs share them.
 
     Returns:
         the plan.
@@ -113,14 +69,41 @@ def plan_coalitions(n_units: int, budget: int, method: str = "auto", seed: int =
         return _exact_plan(n_units, budget, seed, enumerable)
     if method == "published":
         return _published_plan(n_units, budget, seed)
-    return _paired_plan(n_units, budget, seed)
+    if method == "walks":
+        return plan_walks(n_units, budget, seed)
+    if method == "auto":
+        method, why = _paired_method(n_units, budget)
+    else:
+        why = "asked for by name"
+    return _paired_plan(n_units, budget, method, seed, why)
+
+
+def stop_rows(plan: CoalitionPlan) -> list[int]:
+    """Numbers of rows after which it is worth looking at the values: 2M coalitions, then ever 1.4 times as many.
+
+    The same for all estimators that use pairs. Empty for plans whose beginning is no plan of the same kind (``exact``,
+    ``published``).
+    """
+    if not (plan.is_paired or plan.method == "walks"):
+        return []
+    step = 2 if plan.is_paired else 2 * (plan.n_units - 1)
+    found, coalitions = [], float(max(2 * plan.n_units, 64, 10 * step))
+    while (rows := 2 + step * int(coalitions // step)) < plan.n_evaluations:
+        found.append(rows)
+        coalitions *= math.sqrt(2.0)
+    return found
+
+
+def least_rows(plan: CoalitionPlan) -> int:
+    """Rows from which the values of a plan's beginning can be trusted: 4M coalitions without a prior, else 2M."""
+    return 2 + (4 if plan.method == "kernelshap" else 2) * plan.n_units
 
 
 def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[CoalitionPlan, NDArray[np.int64]]:
     """The plan as a game of fewer units sees it, all others being dummies of that game.
 
     Complements stay complements and each pair keeps its weight, so that one sweep serves several regions with different
-    visible units.
+    visible units. Walks keep all their rows: where an unseen unit is added the state repeats, and its step is zero.
 
     Args:
         plan: coalitions of M units.
@@ -148,16 +131,21 @@ def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[Coalit
         return CoalitionPlan(
             np.ascontiguousarray(plan.rows[kept][:, units]), "exact", plan.seed, reason=plan.reason
         ), kept
+    if plan.method == "walks":
+        rows = np.ascontiguousarray(plan.rows[:, units])
+        return CoalitionPlan(rows, "walks", plan.seed, plan.weights, plan.inclusion, plan.reason), np.arange(len(rows))
     size = plan.rows[2:, units].sum(axis=1)
     kept = np.concatenate([[0, 1], 2 + np.flatnonzero((size > 0) & (size < m))])
     rows = np.ascontiguousarray(plan.rows[kept][:, units])
-    source = (kept[2::2] - 2) // 2 if plan.method == "kernelshap" else kept[2:] - 2
+    source = (kept[2::2] - 2) // 2 if plan.is_paired else kept[2:] - 2
     weights, inclusion = plan.weights[source], plan.inclusion[source]
     restricted = CoalitionPlan(rows, plan.method, plan.seed, weights / weights.mean(), inclusion, plan.reason)
     return _determined(restricted, plan.n_evaluations - 2), kept
 
 
 def _determined(plan: CoalitionPlan, budget: int) -> CoalitionPlan:
+    if plan.method in ("gaussian_process", "ridge"):
+        return plan  # their prior determines what the coalitions do not
     require_determined(plan.regressors, plan.weights, plan.inclusion, budget)
     return plan
 
@@ -172,25 +160,37 @@ def _exact_plan(n_units: int, budget: int, seed: int, enumerable: bool) -> Coali
     return CoalitionPlan(all_coalitions(n_units), "exact", seed, reason=reason)
 
 
-def _paired_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
+def _paired_method(n_units: int, budget: int) -> tuple[str, str]:
+    """The estimator for pairs, and why."""
+    if n_units <= MAX_REGRESSION_UNITS:
+        return "kernelshap", f"up to {MAX_REGRESSION_UNITS} units regression on pairs of complements needs no prior"
+    if n_units <= MAX_PROCESS_UNITS and budget + 2 <= MAX_PROCESS_ROWS:
+        return "gaussian_process", f"above {MAX_REGRESSION_UNITS} units the process over coalitions has the least error"
+    return "ridge", (
+        f"{n_units} units and {budget} coalitions are more than the process can afford ({MAX_PROCESS_UNITS} and "
+        f"{MAX_PROCESS_ROWS - 2})"
+    )
+
+
+def _paired_plan(n_units: int, budget: int, method: str, seed: int, why: str) -> CoalitionPlan:
     all_pairs = 2 ** (n_units - 1) - 1
-    least = min(math.ceil(1.25 * n_units), all_pairs)
+    least = min(math.ceil(1.25 * n_units) if method == "kernelshap" else max(16, n_units // 4), all_pairs)
     n_pairs = min(budget // 2, all_pairs)
     if n_units == 1:
         raise ValueError("one unit needs no sampling: use method 'exact' (2 coalitions).")
     if n_pairs < least:
         raise ValueError(
-            f"a budget of {budget} gives {n_pairs} pairs of coalitions for {n_units} units; paired regression needs "
-            f"at least {least}. Raise the budget to {2 * least} or more ({8 * n_units} is a good start), or use larger "
-            "units."
+            f"a budget of {budget} gives {n_pairs} pairs of coalitions for {n_units} units; method {method!r} needs "
+            f"at least {least}. Raise the budget to {2 * least} or more ({max(8 * n_units, 2 * least)} is a good "
+            "start), or use larger units."
         )
     pairs = _distinct_pairs(n_units, n_pairs, seed)
     rows = np.empty((2 + 2 * n_pairs, n_units), dtype=bool)
     rows[0], rows[1] = True, False
     rows[2::2], rows[3::2] = pairs, ~pairs
     weights, inclusion = _pair_weights(pairs.sum(axis=1), n_units)
-    reason = f"the 2**{n_units} coalitions exceed the budget of {budget}, so pairs of complements are drawn"
-    return _determined(CoalitionPlan(rows, "kernelshap", seed, weights / weights.mean(), inclusion, reason), budget)
+    reason = f"the 2**{n_units} coalitions exceed the budget of {budget}, so pairs of complements are drawn; {why}"
+    return _determined(CoalitionPlan(rows, method, seed, weights / weights.mean(), inclusion, reason), budget)
 
 
 def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
@@ -200,7 +200,7 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
         raise ValueError(
             f"a budget of {budget} is below the number of units, {n_units}: the regression has no solution."
         )
-    rng = np.random.Generator(np.random.Philox(key=_key(seed, n_units)))
+    rng = np.random.Generator(np.random.Philox(key=draw_key(seed, n_units)))
     sizes = np.arange(1, n_units)
     law = 1.0 / (sizes * (n_units - sizes))
     drawn = rng.choice(sizes, size=budget, p=law / law.sum())
@@ -210,17 +210,13 @@ def _published_plan(n_units: int, budget: int, seed: int) -> CoalitionPlan:
     return _determined(CoalitionPlan(rows, "published", seed, np.ones(budget), np.zeros(budget), reason), budget)
 
 
-def _key(seed: int, n_units: int) -> NDArray[np.uint64]:
-    return np.asarray(np.random.SeedSequence([seed, n_units]).generate_state(2, np.uint64), dtype=np.uint64)
-
-
 def _candidates(n_units: int, seed: int, block: int) -> NDArray[np.bool_]:
     """Candidate pairs number ``block * 4096`` onwards, shape (4096, M): a function of (seed, M, block) alone.
 
     Sizes follow a golden-ratio sequence over 1..M-1, so that every prefix spreads evenly over the sizes.
     """
-    rng = np.random.Generator(np.random.Philox(key=_key(seed, n_units), counter=[0, 0, block, 0]))
-    offset = _key(seed, n_units)[0] / 2.0**64
+    rng = np.random.Generator(np.random.Philox(key=draw_key(seed, n_units), counter=[0, 0, block, 0]))
+    offset = draw_key(seed, n_units)[0] / 2.0**64
     number = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
     size = 1 + np.floor(((offset + number * _GOLDEN) % 1.0) * (n_units - 1)).astype(np.int64)
     rank = rng.random((_BLOCK, n_units)).argsort(axis=1).argsort(axis=1)

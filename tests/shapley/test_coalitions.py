@@ -14,9 +14,11 @@ from monai_segshap.shapley import (
     all_coalitions,
     default_budget,
     exact_shapley,
+    least_rows,
     plan_coalitions,
     restrict_plan,
     solve,
+    stop_rows,
 )
 
 
@@ -114,12 +116,17 @@ def test_default_budget_enumerates_up_to_ten_units_and_grows_after():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((5, 100, "lime"), "unknown method 'lime'; expected one of auto, exact, kernelshap, published"),
+        (
+            (5, 100, "lime"),
+            "unknown method 'lime'; expected one of auto, exact, kernelshap, gaussian_process, ridge, walks, published",
+        ),
         ((0, 100), "got 0 units"),
         ((5, 100, "auto", -1), "seed is -1"),
         ((10, 1000, "exact"), r"needs 2\*\*10 = 1024 coalitions; the budget is 1000"),
         ((25, 10**9, "exact"), r"needs 2\*\*25"),
-        ((30, 40), r"gives 20 pairs .* at least 38. Raise the budget to 76"),
+        ((30, 40, "kernelshap"), r"gives 20 pairs .* at least 38. Raise the budget to 76"),
+        ((30, 31), r"gives 15 pairs .* 'gaussian_process' needs at least 16. Raise the budget to 32"),
+        ((200, 90, "ridge"), r"gives 45 pairs .* at least 50. Raise the budget to 100"),
         ((30, 29, "published"), "budget of 29 is below the number of units, 30"),
         ((1, 100, "kernelshap"), "one unit needs no sampling"),
         ((1, 100, "published"), "one unit needs no sampling"),
@@ -130,8 +137,56 @@ def test_refuses_what_can_not_be_planned(arguments, message):
         plan_coalitions(*arguments)
 
 
-def test_the_budget_named_in_the_error_works():
-    assert plan_coalitions(30, 76, "kernelshap").n_evaluations == 78
+@pytest.mark.parametrize(
+    ("n_units", "budget", "method"), [(30, 76, "kernelshap"), (30, 32, "gaussian_process"), (200, 100, "ridge")]
+)
+def test_the_budget_named_in_the_error_works(n_units, budget, method):
+    assert plan_coalitions(n_units, budget, method).n_evaluations == budget + 2
+
+
+@pytest.mark.parametrize(
+    ("n_units", "budget", "method"),
+    [
+        (20, 512, "kernelshap"),
+        (21, 512, "gaussian_process"),
+        (500, 4000, "gaussian_process"),
+        (501, 4000, "ridge"),
+        (100, 4001, "ridge"),
+    ],
+)
+def test_auto_takes_the_estimator_for_the_number_of_units_and_coalitions(n_units, budget, method):
+    plan = plan_coalitions(n_units, budget)
+    assert plan.method == method
+    assert plan.reason
+    np.testing.assert_array_equal(plan.rows, plan_coalitions(n_units, budget, "gaussian_process").rows)
+
+
+@pytest.mark.parametrize("method", ["auto", "kernelshap", "gaussian_process", "ridge", "walks"])
+@pytest.mark.parametrize(("n_units", "budget"), [(5, 30), (7, 120), (13, 900), (20, 1000), (40, 1500), (90, 3000)])
+def test_every_stop_is_a_plan_of_its_own(n_units, budget, method):
+    for seed in range(8):
+        plan = plan_coalitions(n_units, budget, method, seed)
+        stops = stop_rows(plan)
+        assert stops == sorted(set(stops))
+        for stop in (n for n in stops if n >= least_rows(plan)):
+            few = plan_coalitions(n_units, stop - 2, plan.method, seed)
+            assert few.n_evaluations == stop < plan.n_evaluations
+            np.testing.assert_array_equal(few.rows, plan.rows[:stop])
+
+
+@pytest.mark.parametrize(
+    ("n_units", "method", "first"), [(40, "kernelshap", 82), (40, "ridge", 82), (10, "walks", 182)]
+)
+def test_stops_begin_at_two_coalitions_a_unit_and_grow_by_half(n_units, method, first):
+    stops = stop_rows(plan_coalitions(n_units, 4000 if n_units == 40 else 900, method))
+    assert stops[0] == first
+    growth = np.diff(np.log([s - 2 for s in stops]))
+    np.testing.assert_allclose(growth, np.log(2) / 2, atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["exact", "published"])
+def test_plans_whose_beginning_is_no_plan_have_no_stop(method):
+    assert stop_rows(plan_coalitions(9, 510, method)) == []
 
 
 @pytest.mark.parametrize("method", ["kernelshap", "published"])

@@ -54,6 +54,8 @@ def test_all_pairs_have_no_sampling_error_and_no_warning(n_units):
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_additive_games_are_recovered_from_any_budget(n_units, factor, seed, method):
+    if n_units > 20:
+        method = "kernelshap"  # "auto" is the process there, which is exact for no game
     effects = np.random.default_rng(seed).normal(size=(n_units, 3))
     budget = 2 * math.ceil(factor * n_units / 2)
     estimate = estimate_shapley(lambda rows: 0.5 + rows @ effects, n_units, budget, method, seed)
@@ -185,18 +187,20 @@ def test_condition_number_is_that_of_the_design_on_differences(method):
     expected = np.linalg.cond(np.sqrt(plan.weights)[:, None] * design @ basis)
     assert estimate.diagnostics["condition_number"] == pytest.approx(expected, rel=1e-8)
     assert estimate.diagnostics["rank"] == 11
-    assert estimate.diagnostics["residual_dof"] == len(design) - 11
+    assert estimate.diagnostics["residual_dof"] == len(design) - 11 - (3 if method == "kernelshap" else 0)
 
 
 def test_values_minimize_the_constrained_weighted_squares():
     plan = plan_coalitions(7, 40, "kernelshap", seed=9)
     scores = random_table(7, seed=5)[plan.rows @ BITS[:7]]
     design, target = plan.rows[2::2] * 2.0 - 1.0, scores[2::2] - scores[3::2]
-    normal = np.zeros((8, 8))
-    normal[:7, :7] = design.T @ (plan.weights[:, None] * design)
-    normal[:7, 7] = normal[7, :7] = 1.0
+    u = design.mean(axis=1, keepdims=True)
+    design = np.hstack([design, u**3 - u, u**5 - u, u**7 - u])
+    normal = np.zeros((11, 11))
+    normal[:10, :10] = design.T @ (plan.weights[:, None] * design)
+    normal[:7, 10] = normal[10, :7] = 1.0
     right = np.append(design.T @ (plan.weights * target[:, 0]), scores[0, 0] - scores[1, 0])
-    np.testing.assert_allclose(solve(plan, scores).values[:, 0], np.linalg.solve(normal, right)[:7], atol=1e-10)
+    np.testing.assert_allclose(solve(plan, scores).values[:, 0], np.linalg.solve(normal, right)[:7], atol=1e-9)
 
 
 def test_exact_estimate_reports_zero_errors_and_a_perfect_condition():

@@ -1,0 +1,232 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Shapley values by Gaussian processes over coalitions: scalar, per block of the region, and for ratios of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve
+
+from monai_segshap.shapley.locality import BlockTable, Locality
+from monai_segshap.shapley.process import Surrogate, distance_prior, fit_surrogate, predict_sum
+from monai_segshap.shapley.tuning import choose_hyperparameters, pair_order
+
+__all__ = ["ProcessEstimate", "process_estimate"]
+
+Floats = NDArray[np.float64]
+
+#: Pairs whose prediction without them sets the scale of the standard errors.
+_CHECKED_PAIRS = 200
+#: Standard errors are not narrowed below this share of the posterior's.
+_LEAST_INFLATION = 0.8
+#: Blocks are not believed to make errors smaller than this share of the scalar process's.
+_LEAST_RATIO = 0.5
+#: Antithetic walks on the difference of the two emulators of a ratio; fewer where they would need more kernel entries.
+_EMULATED_WALKS = 48
+_FEWEST_WALKS = 8
+_KERNEL_ENTRIES = 4e9
+
+
+@dataclass(frozen=True)
+class ProcessEstimate:
+    """Values and how well they are known.
+
+    Attributes:
+        values: float64 (M, T).
+        covariances: float64 (T, M, M), posterior, widened as ``diagnostics`` says.
+        surrogates: for each score the scalar process, or None where the score does not vary.
+        diagnostics: for each score its hyperparameters and the inflation of its standard errors.
+    """
+
+    values: Floats
+    covariances: Floats
+    surrogates: list[Surrogate | None]
+    diagnostics: dict[str, Any]
+
+
+def process_estimate(
+    rows: NDArray[np.bool_], scores: Floats, locality: Locality, blocks: BlockTable | None = None
+) -> ProcessEstimate:
+    """Values of all scores, each with a process of its own.
+
+    With blocks, a score that is a sum over them is the sum of processes for the blocks (scores that are sums of others
+    keep that property exactly); any other score is the scalar process plus antithetic walks on the difference between
+    the score composed of the blocks' processes and the scalar process.
+
+    Standard errors are posterior ones of the scalar process (the errors of blocks are correlated), times the root mean
+    square of its errors on the odd differences of pairs that it has not seen, in units of their stated spread (at
+    least 0.8), times the ratio at which the blocks predict these pairs better (at most 1).
+
+    Args:
+        rows: bool (K, M), row 0 keeps all units, row 1 none, the others in pairs of complements.
+        scores: float64 (K, T).
+        locality: distances of the units.
+        blocks: of the region; None: scalar processes only.
+    """
+    n_units, n_scores = rows.shape[1], scores.shape[1]
+    values = np.zeros((n_units, n_scores))
+    covariances = np.zeros((n_scores, n_units, n_units))
+    missed = np.zeros(n_scores)
+    checked = pair_order(rows)[:_CHECKED_PAIRS]
+    surrogates: list[Surrogate | None] = []
+    details: list[dict[str, Any]] = []
+    for t in range(n_scores):
+        surrogate = _scalar(rows, scores[:, [t]], locality)
+        surrogates.append(surrogate)
+        if surrogate is None:
+            details.append({"hyperparameters": None, "inflation": 1.0})
+            continue
+        values[:, t] = surrogate.values()[:, 0]
+        errors, spreads = _left_out(surrogate, checked)
+        missed[t] = _rms(errors)
+        inflation = max(_LEAST_INFLATION, _rms(errors / spreads)) if (spreads > 0).all() else 1.0
+        covariances[t] = inflation**2 * surrogate.covariance()[0]
+        details.append({"hyperparameters": _plain(surrogate), "inflation": round(inflation, 3)})
+    if blocks is not None and blocks.outputs.shape[1] > 0:
+        ratios = _use_blocks(values, rows, locality, blocks, surrogates, missed)
+        covariances *= (ratios**2)[:, None, None]
+        for detail, ratio in zip(details, ratios, strict=True):
+            detail["block_ratio"] = round(float(ratio), 3)
+    total = scores[0] - scores[1]
+    values += (total - values.sum(axis=0)) / n_units
+    return ProcessEstimate(values, covariances, surrogates, {"processes": details})
+
+
+def _scalar(rows: NDArray[np.bool_], output: Floats, locality: Locality) -> Surrogate | None:
+    if np.ptp(output) == 0.0:
+        return None
+    chosen = choose_hyperparameters(rows, output, [locality.distances_mm], locality.unit_size_mm)
+    prior = distance_prior(locality.distances_mm, rows.shape[1], chosen.length_mm)
+    return fit_surrogate(rows, output, prior, chosen, keep_factor=True)
+
+
+def _left_out(surrogate: Surrogate, pairs: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Odd differences of pairs that are left out, predicted from all other rows: errors (n,) and their stated spread.
+
+    Both follow from the inverse of the noisy kernel (Rasmussen and Williams 2006, section 5.4.2, for blocks of two).
+    """
+    columns = (2 + 2 * pairs[:, None] + np.arange(2)).ravel()
+    unit = np.zeros((len(surrogate.masks), len(columns)))
+    unit[columns, np.arange(len(columns))] = 1.0
+    inverse = cho_solve(surrogate.factor, unit, check_finite=False)
+    errors, spreads = np.empty(len(pairs)), np.empty(len(pairs))
+    for number in range(len(pairs)):
+        pair = columns[2 * number : 2 * number + 2]
+        covariance = np.linalg.inv(inverse[pair][:, 2 * number : 2 * number + 2])
+        error = covariance @ surrogate.weights[pair, 0]
+        errors[number] = error[0] - error[1]
+        variance = covariance[0, 0] + covariance[1, 1] - covariance[0, 1] - covariance[1, 0]
+        spreads[number] = np.sqrt(variance * surrogate.variance[0])
+    return errors, spreads
+
+
+def _rms(numbers: Floats) -> float:
+    return float(np.sqrt(np.mean(numbers**2))) if len(numbers) else 0.0
+
+
+def _use_blocks(
+    values: Floats,
+    rows: NDArray[np.bool_],
+    locality: Locality,
+    blocks: BlockTable,
+    surrogates: list[Surrogate | None],
+    missed: Floats,
+) -> Floats:
+    """Replace the scalar values by those of the blocks' processes, in place.
+
+    Returns:
+        (T,), by how much the blocks predict left-out pairs better than the scalar process, which missed them by
+        ``missed`` (T,): 1 for ratios and where they do not.
+    """
+    used = (blocks.linear != 0).any(axis=0)
+    fitted = [_channel(rows, blocks.outputs[:, :, c], locality) if used[c] else ([], 0.0) for c in range(len(used))]
+    fits, errors = [fit for fit, _ in fitted], [error for _, error in fitted]
+    better = np.ones(len(blocks.linear))
+    by_channel = np.stack([sum((s.values()[:, 0] for s in fit), np.zeros(rows.shape[1])) for fit in fits], axis=1)
+    ratios = []
+    for t, coefficients in enumerate(blocks.linear):
+        if not np.isnan(coefficients).any():
+            values[:, t] = by_channel @ coefficients
+            if missed[t] > 0:
+                composed = sum(k * error for k, error in zip(coefficients, errors, strict=True) if k)
+                better[t] = np.clip(_rms(np.atleast_1d(composed)) / missed[t], _LEAST_RATIO, 1.0)
+        elif surrogates[t] is not None:
+            ratios.append(t)
+    if not ratios:
+        return better
+    entries = 2.0 * (rows.shape[1] + 1) * len(rows) * (sum(map(len, fits)) + len(ratios))
+    walks = _walks(rows.shape[1], int(np.clip(_KERNEL_ENTRIES / entries, _FEWEST_WALKS, _EMULATED_WALKS)))
+    states = walks.reshape(-1, rows.shape[1])
+    # blocks in which a channel does not vary keep the value that they have without units
+    empty = [blocks.outputs[1, :, c].sum() - sum(float(s.offset[0]) for s in fit) for c, fit in enumerate(fits)]
+    none = np.zeros((len(states), 1))
+    sums = np.hstack(
+        [(predict_sum(fit, states) if fit else none) + rest for fit, rest in zip(fits, empty, strict=True)]
+    )
+    composed = blocks.compose(sums)
+    for t in ratios:
+        surrogate = surrogates[t]
+        if surrogate is not None:
+            rest = composed[:, t] - surrogate.predict(states)[:, 0]
+            values[:, t] += _walk_values(walks, rest.reshape(walks.shape[:2]))
+    return better
+
+
+def _channel(rows: NDArray[np.bool_], outputs: Floats, locality: Locality) -> tuple[list[Surrogate], Floats | float]:
+    """Processes of the blocks (n, B) in which a channel varies, which share their hyperparameters.
+
+    Returns:
+        the processes, and by how much their sum misses the odd differences of left-out pairs.
+    """
+    lively = np.flatnonzero(np.ptp(outputs, axis=0) > 0)
+    if len(lively) == 0:
+        return [], 0.0
+    placed = locality.block_distances_mm
+    distances = [None if placed is None else placed[b] for b in lively]
+    chosen = choose_hyperparameters(rows, outputs[:, lively], distances, locality.unit_size_mm)
+    if placed is None or not np.isfinite(chosen.length_mm):  # one kernel for all blocks, so their sum is enough
+        parts = [(outputs.sum(axis=1, keepdims=True), distance_prior(None, rows.shape[1], np.inf))]
+    else:
+        parts = [(outputs[:, [b]], distance_prior(placed[b], rows.shape[1], chosen.length_mm)) for b in lively]
+    checked = pair_order(rows)[:_CHECKED_PAIRS]
+    found, missed = [], np.zeros(len(checked))
+    for output, prior in parts:
+        surrogate = fit_surrogate(rows, output, prior, chosen, keep_factor=True)
+        missed += _left_out(surrogate, checked)[0]
+        found.append(replace(surrogate, factor=None))  # n^2 numbers that nobody needs any more
+    return found, missed
+
+
+def _walks(n_units: int, n_pairs: int) -> NDArray[np.bool_]:
+    """Pairs of walks from the empty to the full coalition, bool (2 n_pairs, M + 1, M)."""
+    rng = np.random.Generator(np.random.Philox(n_units))
+    rank = rng.random((n_pairs, n_units)).argsort(axis=1).argsort(axis=1)
+    rank = np.concatenate([rank, n_units - 1 - rank])
+    return rank[:, None, :] < np.arange(n_units + 1)[None, :, None]
+
+
+def _walk_values(walks: NDArray[np.bool_], scores: Floats) -> Floats:
+    """Shapley values (M,) of a game along walks.
+
+    Args:
+        walks: bool (number of walks, M + 1, M), from the empty to the full coalition.
+        scores: (number of walks, M + 1).
+    """
+    steps = np.diff(scores, axis=1)
+    entering = np.diff(walks.astype(np.int8), axis=1) == 1
+    return np.asarray(np.einsum("ws,wsm->m", steps, entering) / len(walks))
+
+
+def _plain(surrogate: Surrogate) -> dict[str, float | None]:
+    chosen = surrogate.chosen
+    length = chosen.length_mm if np.isfinite(chosen.length_mm) else None
+    return {
+        "length_mm": length,
+        "interaction": chosen.interaction,
+        "linear": chosen.linear,
+        "size": chosen.size,
+        "noise": chosen.noise,
+    }
