@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "check_scores", "score_warnings"]
+__all__ = ["CHANNELS", "SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "check_scores", "score_warnings"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ SCORES: dict[str, ScoreInfo] = {
     "dice": ScoreInfo("Dice with the unperturbed prediction", "paper 000, Eq. 5"),
     "soft_dice": ScoreInfo("soft Dice score (signed target logit, mean over the region)", "paper 000, Eq. 6"),
 }
+
+#: What each block of a region contributes: to the tp and the fp score, voxels in P_m and P_0, voxels in P_m only.
+CHANNELS = ("tp", "fp", "hit", "extra")
 
 #: What the sums run over: the target logit (paper 000), its softmax probability, or its lead over the next class.
 SIGNALS = ("logit", "probability", "margin")
@@ -57,6 +61,7 @@ class RegionGame:
         scores: names, in the order of the result.
         signal: see `SIGNALS`; a winning logit can be negative, then removal raises tp; probability and margin can not.
         eps: the epsilon of Eq. 5.
+        blocks: int (voxels of the region, in C order), block 0..B-1 of each; None: the region is one block.
     """
 
     mask: torch.Tensor
@@ -65,6 +70,7 @@ class RegionGame:
     scores: tuple[str, ...] = ("tp", "fp", "dice", "soft_dice")
     signal: str = "logit"
     eps: float = 1e-8
+    blocks: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         check_scores(self.scores, self.signal)
@@ -85,29 +91,77 @@ class RegionGame:
         Raises:
             ValueError: for logits that are not finite.
         """
+        return self.compose(self.channels(logits).sum(axis=0))
+
+    def channels(self, logits: torch.Tensor) -> NDArray[np.float64]:
+        """What each block contributes.
+
+        Args:
+            logits: (classes, h, w, d), fused, inside the region's box.
+
+        Returns:
+            float64 (B, 4), see `CHANNELS`; their sums give every score, see `compose`.
+
+        Raises:
+            ValueError: for logits that are not finite.
+        """
         if not bool(torch.isfinite(logits).all()):
             raise ValueError(
                 "the network returns logits that are not finite (NaN or infinite) for a coalition of units; it breaks "
                 "down for such an input. Try another baseline."
             )
-        predicted = (logits.argmax(dim=0) == self.target) & self.mask
-        hit = predicted & self.reference
-        extra = predicted & ~self.reference
-        n_hit, n_predicted = int(hit.sum()), int(predicted.sum())
-        n_reference = int((self.reference & self.mask).sum())
-        size = int(self.mask.sum())
-        signal = self._signal(logits)
-        tp = float(signal[hit].sum(dtype=torch.float64)) / size
-        fp = -float(signal[extra].sum(dtype=torch.float64)) / size
+        place = (slice(None), self.mask)
+        inside = logits[place]
+        reference = self.reference[self.mask]
+        predicted = inside.argmax(dim=0) == self.target
+        hit, extra = predicted & reference, predicted & ~reference
+        signal = self._signal(inside).to(torch.float64)
+        volumes = torch.stack([signal * hit, -signal * extra, hit.double(), extra.double()])
+        order, sizes = self._order
+        parts = torch.split(volumes[:, order], sizes, dim=1) if len(sizes) > 1 else [volumes]
+        size = float(inside.shape[1])
+        return torch.stack([part.sum(dim=1) for part in parts]).cpu().numpy() / np.array([size, size, 1.0, 1.0])
+
+    def class_counts(self, logits: torch.Tensor) -> NDArray[np.int64]:
+        """Voxels of the region predicted as each class, int64 (classes,), from logits (classes, h, w, d)."""
+        place = (slice(None), self.mask)
+        predicted = logits[place].argmax(dim=0)
+        return torch.bincount(predicted, minlength=logits.shape[0]).cpu().numpy()
+
+    def compose(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (..., T) from sums over blocks (..., 4)."""
+        tp, fp, hit, extra = (sums[..., c] for c in range(len(CHANNELS)))
+        hit, extra = np.maximum(hit, 0.0), np.maximum(extra, 0.0)  # emulated counts can fall below
         found = {
             "tp": tp,
-            "fp": fp if n_predicted > n_hit else 0.0,
-            "dice": 2.0 * n_hit / (n_predicted + n_reference + self.eps),
+            "fp": fp + 0.0,
+            "dice": 2.0 * hit / (hit + extra + self.n_reference + self.eps),
             "soft_dice": tp + fp,
         }
-        return np.array([found[name] for name in self.scores])
+        return np.stack([found[name] for name in self.scores], axis=-1)
+
+    @property
+    def linear(self) -> NDArray[np.float64]:
+        """Float64 (T, 4): each score as a weighted sum of the channels' sums; NaN for channels in a ratio."""
+        ratio = [0, 0, np.nan, np.nan]
+        weights = {"tp": [1, 0, 0, 0], "fp": [0, 1, 0, 0], "soft_dice": [1, 1, 0, 0], "dice": ratio}
+        return np.array([weights[name] for name in self.scores], dtype=np.float64)
+
+    @cached_property
+    def n_reference(self) -> int:
+        """Voxels of the region in P_0."""
+        return int((self.reference & self.mask).sum())
+
+    @cached_property
+    def _order(self) -> tuple[torch.Tensor, list[int]]:
+        """Voxels of the region block by block, and the size of each block."""
+        if self.blocks is None:
+            return torch.arange(0), [int(self.mask.sum())]
+        blocks = torch.as_tensor(self.blocks, device=self.mask.device)
+        return torch.argsort(blocks, stable=True), torch.bincount(blocks).tolist()
 
     def _signal(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the sums run over, (...) from logits (classes, ...)."""
         if self.signal == "logit":
             return logits[self.target]
         if self.signal == "probability":

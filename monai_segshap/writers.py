@@ -25,10 +25,10 @@ __all__ = ["format_table", "write_explanation"]
 def write_explanation(explanation: Explanation, folder: str | Path, overview: bool = True) -> dict[str, Path]:
     """Write all files of an explanation; either all of them appear or none.
 
-    ``explanation.json``, ``attributions.csv``, ``attribution_SCORE.nii.gz`` (float32, unit of the score),
-    ``units.nii.gz``, ``prediction.nii.gz``, ``region.nii.gz`` (labels), ``units_colors.csv`` (3D Slicer colors), and
-    ``overview.png`` for the first score with ``overview_SCORE.png`` for each further one. Volumes have the shape and
-    affine of the image file.
+    ``explanation.json``, ``attributions.csv``, ``organs.csv`` (sums over the units of each organ, where an organ has
+    several), ``attribution_SCORE.nii.gz`` (float32, unit of the score), ``units.nii.gz``, ``prediction.nii.gz``,
+    ``region.nii.gz`` (labels), ``units_colors.csv`` (3D Slicer colors), and ``overview.png`` for the first score with
+    ``overview_SCORE.png`` for each further one. Volumes have the shape and affine of the image file.
 
     Args:
         explanation: what to write.
@@ -53,6 +53,8 @@ def write_explanation(explanation: Explanation, folder: str | Path, overview: bo
         names = sorted((p.name for p in staging.iterdir()), key=lambda n: (n == "explanation.json", n))
         for name in names:
             os.replace(staging / name, target / name)
+        if "organs.csv" not in names:
+            (target / "organs.csv").unlink(missing_ok=True)  # of an earlier run with other units
     except BaseException:
         if made and target.exists() and not any(target.iterdir()):
             target.rmdir()
@@ -88,6 +90,8 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
         text = json.dumps(explanation.to_dict(), indent=2, allow_nan=False)
         (folder / "explanation.json").write_text(text + "\n", encoding="utf-8")
         explanation.table().to_csv(folder / "attributions.csv", index=False)
+        if explanation.groups is not None:
+            explanation.group_table().to_csv(folder / "organs.csv", index=False)
         _slicer_colors(explanation).to_csv(folder / "units_colors.csv", index=False)
 
     def volumes(folder: Path) -> None:
@@ -136,16 +140,24 @@ def _scene(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
     }
 
 
+def _convergence(explanation: Explanation, t: int) -> str:
+    if explanation.tolerance is None or t >= len(explanation.converged) or explanation.converged[t]:
+        return ""
+    return f"; NOT CONVERGED to +-{explanation.tolerance:.0%} of the largest value"
+
+
 def _draw(explanation: Explanation, scene: dict[str, NDArray[np.generic]], score: str, path: Path) -> None:
     t = explanation.score_index(score)
     effective = explanation.baseline
     removed = f"{effective['hu']:g} HU" if effective.get("hu") is not None else effective["kind"]
     counts = explanation.forwards
+    numerics = str(explanation.execution.get("numerics", "exact"))
+    mode = "" if numerics == "exact" else f", {numerics}"
     notes = (
         f"{explanation.method}, {explanation.evaluations} coalitions, {counts.run} network passes (naive "
-        f"{counts.naive}); removed units become {removed}\n"
+        f"{counts.naive}){mode}; removed units become {removed}\n"
         f"score {explanation.full[t]:.4g} with all units, {explanation.empty[t]:.4g} with none; "
-        f"efficiency gap {explanation.efficiency_gap[t]:.1e}"
+        f"efficiency gap {explanation.efficiency_gap[t]:.1e}{_convergence(explanation, t)}"
     )
     save_overview(
         path,

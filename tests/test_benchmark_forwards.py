@@ -3,33 +3,31 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from monai_segshap.shapley import all_coalitions
+from monai_segshap.shapley import all_coalitions, plan_coalitions
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ROI = (16, 12, 12)
 SHAPE = (60, 44, 40)
 BOX = ((27, 20, 17), (30, 23, 21))
 
 
 @pytest.fixture(scope="module")
-def forwards() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "forwards.py"
-    spec = importlib.util.spec_from_file_location("benchmark_forwards", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def forwards() -> Iterator[ModuleType]:
+    """What counts, for the report of `forwards.py`."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("forwards_counting")
+    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +145,29 @@ def test_the_body_has_every_organ_nine_groups_and_its_regions(forwards):
 
 
 def test_refused_plans_are_drawn_by_the_same_law_and_marked(forwards):
-    rows, refused = forwards.default_rows(60, 100, 0)
+    rows, refused = forwards.default_rows(60, 30, 0)
     assert refused
-    assert rows.shape == (102, 60)
+    assert rows.shape == (32, 60)
     np.testing.assert_array_equal(rows[2::2], ~rows[3::2])
-    assert not forwards.default_rows(60, 200, 0)[1]
+    rows, refused = forwards.default_rows(60, 100, 0)
+    assert not refused
+    np.testing.assert_array_equal(rows, plan_coalitions(60, 100, "auto", 0).rows)
     rows, refused = forwards.published_rows(60, 50, 0)
     assert refused
     assert rows.shape == (52, 60)
     assert rows[0].all()
     assert not rows[1].any()
+
+
+def test_the_report_has_a_line_for_each_count(forwards, units):
+    report = importlib.import_module("forwards")
+    rows = []
+    for grid, kind in itertools.product(("crop, full", "deployed"), ("FCC 40", "hybrid 40")):
+        pieces, _ = forwards.window_incidence(units.pieces, BOX, ROI, grid)
+        found = forwards.count(forwards.units_in_windows(pieces, units.kinds[kind]), 300, grid != "deployed")
+        rows.append(forwards.Row("spleen", ROI, grid, kind, found))
+    lines = report.report(rows, True, 1.0).splitlines()
+    table = [line for line in lines if line.startswith("| spleen | 16 x 12 x 12 |")]
+    assert len(table) == len(rows)
+    assert all(line.endswith(f"| {row.ratio:.2f} |") for line, row in zip(table, rows, strict=True))
+    assert any(line.startswith("| spleen at most 1/4 | 16 x 12 x 12 |") for line in lines)

@@ -72,8 +72,9 @@ def texts(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """What each cell prints, without progress bars."""
-    return ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in code_cells(notebook)]
+    """What each cell prints, without progress bars and what a machine has of time and memory."""
+    shown = ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in code_cells(notebook)]
+    return ["\n".join(x for x in text.split("\n") if not x.startswith(("memory:", "expected time:"))) for text in shown]
 
 
 def pictures_and_tables(notebook: nbformat.NotebookNode) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from monai_segshap.explainers.preparation import PreparedCase, SweepSettings
 from monai_segshap.explainers.sweep import Sweep, SweepResult
 from monai_segshap.inferers import Calibration
-from monai_segshap.shapley import ValueStore
+from monai_segshap.shapley import ValueStore, least_rows
 
 __all__ = ["announce", "execution_record", "execution_warnings"]
 
@@ -16,11 +16,15 @@ __all__ = ["announce", "execution_record", "execution_warnings"]
 def announce(prepared: PreparedCase, sweep: Sweep, calibration: Calibration, store: ValueStore | None) -> str:
     """The plan: units, coalitions, passes, numbers, memory and expected time."""
     partition, evaluator, counts = prepared.partition, prepared.evaluator, sweep.planned
+    tolerance = prepared.settings.tolerance
+    ends = {int(rows[-1]) + 1 for rows, _ in sweep.chunks}
+    looks = [n for n in prepared.stops if n in ends and n >= least_rows(prepared.coalitions)]
+    early = "" if tolerance is None or not looks else f"; fewer once intervals are within +-{tolerance:.0%}"
     lines = [
         f"{partition.n_units} {partition.noun} units: {evaluator.n_units} visible to the region, "
         f"{partition.n_units - evaluator.n_units} dummies with value 0",
         f"{prepared.coalitions.n_evaluations} coalitions, method {prepared.coalitions.method}: "
-        f"{prepared.coalitions.reason}",
+        f"{prepared.coalitions.reason}{early}",
         f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, planned "
         f"{counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive); {calibration.passes} to calibrate",
         f"numbers: {prepared.settings.numerics.describe()}; {_batches(calibration)}",
@@ -58,7 +62,7 @@ def execution_record(
         "numerics": settings.numerics.describe(),
         "batch_sizes": {str(k): v for k, v in calibration.batch_sizes.items()},
         "lowered_to": lowered,
-        "library_bits": calibration.same_bits and (lowered is None or lowered in calibration.verified),
+        "library_bits": calibration.keeps_bits(lowered),
         "largest_difference": calibration.largest_difference,
         "prediction_difference": float(result.prediction_differences[number]),
     }

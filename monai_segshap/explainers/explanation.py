@@ -20,7 +20,22 @@ from monai_segshap.inferers import ForwardCounts
 from monai_segshap.region import Box, Region
 from monai_segshap.units import Partition
 
-__all__ = ["Explanation", "software_versions"]
+__all__ = ["Explanation", "UnitGroups", "software_versions"]
+
+
+@dataclass(frozen=True)
+class UnitGroups:
+    """Sums of values over units that belong together, such as the cells of an organ.
+
+    Attributes:
+        names: of the G groups.
+        values: float64 (G, T).
+        standard_errors: float64 (G, T), which know how the errors of the units are related; 0 where exact.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,14 @@ class Explanation:
         reason: why this estimator was used.
         versions: of the software.
         execution: how the network ran: numeric mode, batch sizes, and whether the bits are the library's.
+        tolerance: half-width of 95 % intervals, as a share of the largest value of the score, at which the budget may
+            stop growing; None: none was asked for.
+        converged: for each score whether that was reached; exact values always are.
+        groups: sums over units of one organ, where several units are one; None: there are none.
+        background: what the game does without units: "empty_classes", voxels of each class that the network predicts
+            in the region with every visible unit removed; "by_kept_share", mean scores of the evaluated coalitions
+            that keep about a twentieth, a tenth, ... of the units.
+        sensitivity: the same with another baseline, see `KernelSHAPExplainer`; empty: not asked for.
     """
 
     case: str
@@ -88,6 +111,11 @@ class Explanation:
     reason: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     execution: dict[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+    converged: tuple[bool, ...] = ()
+    groups: UnitGroups | None = None
+    background: dict[str, Any] = field(default_factory=dict)
+    sensitivity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def efficiency_gap(self) -> NDArray[np.float64]:
@@ -148,6 +176,23 @@ class Explanation:
         order = np.argsort(-np.abs(self.values[:, self.score_index(sort_by)]), kind="stable")
         return frame.iloc[order].reset_index(drop=True)
 
+    def group_table(self, sort_by: str | None = None) -> pd.DataFrame:
+        """One row a group: name, and value and standard error of each score; empty without groups.
+
+        Args:
+            sort_by: score whose absolute value orders the rows, largest first.
+        """
+        if self.groups is None:
+            return pd.DataFrame(columns=["name"])
+        columns: dict[str, Any] = {"name": self.groups.names}
+        for t, score in enumerate(self.scores):
+            columns[score], columns[f"{score}_se"] = self.groups.values[:, t], self.groups.standard_errors[:, t]
+        frame = pd.DataFrame(columns)
+        if sort_by is None:
+            return frame
+        order = np.argsort(-np.abs(self.groups.values[:, self.score_index(sort_by)]), kind="stable")
+        return frame.iloc[order].reset_index(drop=True)
+
     def to_dict(self) -> dict[str, Any]:
         """Content of ``explanation.json``: plain numbers, strings, lists and dictionaries."""
         scores = {
@@ -186,7 +231,14 @@ class Explanation:
             "grid": self.window_grid,
             "signal": self.signal,
             "scores": scores,
+            "convergence": {
+                "tolerance": self.tolerance,
+                **dict(zip(self.scores, self.converged, strict=False)),
+            },
             "attributions": [_plain(row) for row in self.table()[keys].to_dict("records")],
+            "groups": [_plain(row) for row in self.group_table().to_dict("records")],
+            "background": self.background,
+            "sensitivity": self.sensitivity,
             "forwards": {
                 "naive": self.forwards.naive,
                 "published_cache": self.forwards.published_cache,

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from monai_segshap.inferers import CoalitionEvaluator
 from monai_segshap.numerics import NumericMode, autocast_state
@@ -21,7 +23,8 @@ def question_identity(
     evaluator: CoalitionEvaluator,
     network: Any,
     regions: Sequence[Region],
-    scores: str,
+    blocks: Sequence[NDArray[np.int64]],
+    signal: str,
     coalitions: CoalitionPlan,
     partition: Partition,
     fill: torch.Tensor,
@@ -35,7 +38,8 @@ def question_identity(
         evaluator: holds the window plan.
         network: as given, before any numeric mode.
         regions: what is explained.
-        scores: names and signal.
+        blocks: of each region.
+        signal: what the scores sum.
         coalitions: their method and seed.
         partition: the units.
         fill: (C, H, W, D), replacement of removed voxels.
@@ -52,8 +56,10 @@ def question_identity(
         "units": digest(partition.labels),
         "regions": digest(*(r.mask for r in regions), str([r.target for r in regions])),
         "windows": digest(plan.starts, plan.batch_sizes, plan.weight.cpu().numpy(), windows),
-        "coalitions": f"{coalitions.method}, {evaluator.n_units} units, seed {coalitions.seed}",
-        "scores": scores,
+        "coalitions": f"{'pairs' if coalitions.is_paired else coalitions.method}, {evaluator.n_units} units, "
+        f"seed {coalitions.seed}",
+        "blocks": digest(*blocks),
+        "signal": signal,
         "numbers": f"{numerics.describe()}, {image.dtype} on {evaluator.device.type}, "
         f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
         "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),

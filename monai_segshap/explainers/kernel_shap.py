@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from numpy.typing import NDArray
 
 from monai_segshap.explainers.announcement import announce, execution_record, execution_warnings
 from monai_segshap.explainers.explanation import Explanation, software_versions
+from monai_segshap.explainers.findings import (
+    background,
+    convergence_warnings,
+    on_all_units,
+    organ_groups,
+    with_sensitivity,
+)
 from monai_segshap.explainers.preparation import PreparedCase, SweepSettings
 from monai_segshap.explainers.ranks import Ranks
 from monai_segshap.explainers.sweep import SweepResult
@@ -25,7 +33,7 @@ from monai_segshap.inferers import Calibration
 from monai_segshap.numerics import NumericMode
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region, box_slices
-from monai_segshap.shapley import ShapleyEstimate, solve
+from monai_segshap.shapley import BlockTable, ShapleyEstimate, least_rows, solve
 from monai_segshap.units import Partition
 
 __all__ = ["KernelSHAPExplainer"]
@@ -39,10 +47,9 @@ class KernelSHAPExplainer:
         inferer: the deployed `SlidingWindowInferer`; its windows, batch size and fusion are used.
         scores: some of "tp", "fp", "dice", "soft_dice".
         budget: coalitions to evaluate (the full and the empty one come on top); None: see
-            `monai_segshap.shapley.default_budget`. Sampling needs about 2.5 for each visible unit, warns below 4, and
-            is comfortable at 8.
-        method: "auto" (exact where enumerating needs no more network passes than sampling, otherwise "kernelshap"),
-            "exact", "kernelshap" or "published".
+            `monai_segshap.shapley.default_budget`. 4 for each visible unit is a small budget, 8 a comfortable one.
+        method: "auto" (exact where enumerating needs no more network passes than sampling), or an estimator by name,
+            see `monai_segshap.shapley.plan_coalitions`.
         seed: of the coalitions.
         baseline: what removed voxels become; default 0 in network space.
         signal: "logit" (paper 000), "probability" or "margin".
@@ -59,6 +66,11 @@ class KernelSHAPExplainer:
         batch_size: windows in a network batch. "auto": a short calibration takes the fastest size at which windows
             have the bits of the inferer's own batches; "library": the inferer's; "fastest": whatever the last digits;
             or a number.
+        tolerance: the budget grows by steps until the half-width of every 95 % interval is below this share of the
+            largest value of its score, or the budget is spent; the result says which. None: the whole budget runs.
+        second_baseline: explain once more with it, and say how much the values change; doubles the passes.
+        prior: "distance": units far from the region are expected to matter less ("gaussian_process" and "ridge");
+            "flat": all alike.
         numerics: "exact": as the network is; "fast" or some of "bf16", "fp16", "channels_last", "compile": another
             model in the last digits, named in the result. See `monai_segshap.numerics.NumericMode`.
     """
@@ -82,6 +94,9 @@ class KernelSHAPExplainer:
         store_dir: str | Path | None = None,
         batch_size: str | int = "auto",
         numerics: str | NumericMode = "exact",
+        tolerance: float | None = 0.2,
+        prior: str = "distance",
+        second_baseline: Baseline | None = None,
     ) -> None:
         self.settings = SweepSettings(
             network=network,
@@ -100,6 +115,9 @@ class KernelSHAPExplainer:
             store_dir=Path(store_dir) if store_dir is not None else None,
             batch_size=batch_size,
             numerics=NumericMode.parse(numerics),
+            tolerance=tolerance,
+            prior=prior,
+            second_baseline=second_baseline,
         )
         self.scores = self.settings.scores
         self.progress = progress
@@ -134,14 +152,10 @@ class KernelSHAPExplainer:
         """
         started = time.perf_counter()
         self._check(image, partition, regions, logits)
-        prepared = PreparedCase(self.settings, image, partition, regions, logits)
-        store = prepared.open_store()
-        sweep, calibration = prepared.plan(store)
-        if self.progress and sweep.ranks.own == 0:
-            print(announce(prepared, sweep, calibration, store), flush=True)
-        result = sweep.run(store, self.progress)
+        prepared, calibration, result, estimates = self._run(self.settings, image, partition, regions, logits)
+        other = self._with_second_baseline(result.n_rows, image, partition, regions, logits)
         seconds = {
-            "network": prepared.evaluator.passes.seconds,
+            "network": sum(run[0].evaluator.passes.seconds for run in ((prepared,), other) if run is not None),
             "total": time.perf_counter() - started,
             "window": calibration.seconds_per_window,
         }
@@ -153,16 +167,71 @@ class KernelSHAPExplainer:
             "file_grid": source_grid(image),
             "seconds": seconds,
         }
-        return [
-            self._explanation(prepared, calibration, result, number, region, class_names, shared)
-            for number, region in enumerate(regions)
-        ]
+        found = []
+        for number, region in enumerate(regions):
+            one = self._explanation(
+                prepared, calibration, result, estimates[number], number, region, class_names, shared
+            )
+            if other is not None and self.settings.second_baseline is not None:
+                values = on_all_units(other[0].views[number].visible, other[3][number].values)
+                one = with_sensitivity(one, self.settings.second_baseline, values, other[2].forwards)
+            found.append(one)
+        return found
+
+    def _run(
+        self,
+        settings: SweepSettings,
+        image: torch.Tensor,
+        partition: Partition,
+        regions: Sequence[Region],
+        logits: torch.Tensor,
+    ) -> tuple[PreparedCase, Calibration, SweepResult, list[ShapleyEstimate]]:
+        """Plan, announce, evaluate, solve."""
+        prepared = PreparedCase(settings, image, partition, regions, logits)
+        store = prepared.open_store()
+        sweep, calibration = prepared.plan(store)
+        if self.progress and sweep.ranks.own == 0:
+            print(announce(prepared, sweep, calibration, store), flush=True)
+        result = sweep.run(store, self.progress, prepared.stops, partial(self._is_enough, prepared))
+        return prepared, calibration, result, self._estimates(prepared, result)
+
+    def _with_second_baseline(
+        self, n_rows: int, *case: Any
+    ) -> tuple[PreparedCase, Calibration, SweepResult, list[ShapleyEstimate]] | None:
+        """The same question with the second baseline, if there is one, and as many coalitions."""
+        second = self.settings.second_baseline
+        if second is None:
+            return None
+        if self.progress and self.settings.ranks.own == 0:
+            print("\nonce more with the second baseline:", flush=True)
+        settings = replace(
+            self.settings, baseline=second, second_baseline=None, budget=max(n_rows - 2, 2), tolerance=None
+        )
+        return self._run(settings, *case)
+
+    def _estimates(self, prepared: PreparedCase, result: SweepResult, quick: bool = False) -> list[ShapleyEstimate]:
+        """Each region's values from the coalitions so far."""
+        found = []
+        for number, view in enumerate(prepared.views):
+            plan, rows = prepared.coalitions_of(view, result.n_rows)
+            game = result.games[number]
+            blocks = BlockTable(result.channels[number][rows], game.linear, game.compose)
+            scores = result.scores(number)[rows]
+            found.append(solve(plan, scores, view.locality, blocks, quick, self.scores))
+        return found
+
+    def _is_enough(self, prepared: PreparedCase, result: SweepResult) -> bool:
+        tolerance = prepared.settings.tolerance
+        if tolerance is None or result.n_rows < least_rows(prepared.coalitions):
+            return False
+        return all(bool(e.converged(tolerance).all()) for e in self._estimates(prepared, result, quick=True))
 
     def _explanation(
         self,
         prepared: PreparedCase,
         calibration: Calibration,
         result: SweepResult,
+        estimate: ShapleyEstimate,
         number: int,
         region: Region,
         class_names: Sequence[str] | None,
@@ -171,17 +240,13 @@ class KernelSHAPExplainer:
         """Solve one region; units that its windows do not see get exactly 0."""
         name = _class_name(region.target, class_names)
         view = prepared.views[number]
-        scores = np.empty_like(result.scores[:, number])
-        scores[prepared.order] = result.scores[:, number]
-        estimate = solve(view.coalitions, scores[view.rows])
         warnings = self._warnings(
             estimate, region, result.references[number], shared["prediction"], name, int(view.visible.sum())
         )
-        settings = self.settings
+        warnings += convergence_warnings(estimate, self.scores, self.settings.tolerance)
+        settings, tolerance = self.settings, self.settings.tolerance
         record = execution_record(settings, calibration, result, number)
-        values = np.zeros((len(view.visible), len(self.scores)))
-        errors = np.zeros_like(values)
-        values[view.visible], errors[view.visible] = estimate.values, estimate.standard_errors
+        values, errors = (on_all_units(view.visible, v) for v in (estimate.values, estimate.standard_errors))
         return Explanation(
             target=region.target,
             target_name=name,
@@ -193,7 +258,7 @@ class KernelSHAPExplainer:
             full=estimate.full,
             empty=estimate.empty,
             method=estimate.method,
-            evaluations=prepared.coalitions.n_evaluations,
+            evaluations=result.n_rows,
             seed=settings.seed,
             baseline=settings.baseline.describe(),
             forwards=replace(result.forwards, calibration=calibration.passes),
@@ -205,6 +270,10 @@ class KernelSHAPExplainer:
             reason=prepared.coalitions.reason,
             versions=software_versions(prepared.evaluator.device),
             execution=record,
+            tolerance=settings.tolerance,
+            converged=() if tolerance is None else tuple(bool(c) for c in estimate.converged(tolerance)),
+            groups=organ_groups(shared["partition"], view.visible, values, estimate),
+            background=background(prepared, result, number, class_names),
             **shared,
         )
 

@@ -30,23 +30,27 @@ from monai_segshap.inferers import (
     monai_window_plan,
     plan_chunks,
 )
-from monai_segshap.numerics import NumericMode
+from monai_segshap.numerics import NumericMode, autocast_state
 from monai_segshap.perturbation import Baseline
 from monai_segshap.region import Box, Region, box_slices
 from monai_segshap.shapley import (
     METHODS,
     CoalitionPlan,
+    Locality,
     ValueStore,
     all_coalitions,
     default_budget,
     digest,
     plan_coalitions,
     restrict_plan,
+    stop_rows,
 )
-from monai_segshap.units import Partition
+from monai_segshap.units import Partition, region_blocks, typical_unit_size, unit_distances
 
-__all__ = ["PreparedCase", "RegionView", "SweepSettings"]
+__all__ = ["PRIORS", "PreparedCase", "RegionView", "SweepSettings"]
 
+#: What the estimators may assume: units far from the region matter less, or nothing.
+PRIORS = ("distance", "flat")
 #: Up to this many units enumeration is compared with sampling by the number of network passes.
 _MAX_COMPARED_UNITS = 12
 #: Coalitions whose windows are used to calibrate.
@@ -73,6 +77,9 @@ class SweepSettings:
     store_dir: Path | None
     batch_size: str | int
     numerics: NumericMode
+    tolerance: float | None
+    prior: str
+    second_baseline: Baseline | None
     #: calibrations of this process by network and windows
     known: dict[Any, Calibration] = field(default_factory=dict)
 
@@ -86,20 +93,33 @@ class SweepSettings:
                 f"grid {self.grid!r} with crop_dilation {self.crop_dilation!r}; expected one of {', '.join(GRIDS)} and "
                 f"one of {', '.join(DILATIONS)}."
             )
-        if not self.baseline.is_local:
-            raise ValueError(
-                f"baseline {self.baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
-                "kept, so windows can not be shared between coalitions. Use a constant, blur or local_mean."
-            )
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}; expected a share of the largest value, above 0, below 1.")
+        if self.prior not in PRIORS:
+            raise ValueError(f"unknown prior {self.prior!r}; expected one of {', '.join(PRIORS)}.")
+        for baseline in (self.baseline, self.second_baseline):
+            if baseline is not None and not baseline.is_local:
+                raise ValueError(
+                    f"baseline {baseline.kind!r} is not local: the replacement of a voxel depends on which units are "
+                    "kept, so windows can not be shared between coalitions. Use a constant, blur or local_mean."
+                )
 
 
 @dataclass(frozen=True)
 class RegionView:
-    """One region's part of a sweep: the units that it sees, their coalitions, and the rows these come from."""
+    """One region's part of a sweep.
+
+    Attributes:
+        visible: bool (M,), units that it sees.
+        seen: the same among the units that any region sees.
+        locality: of the units that it sees.
+        blocks: int64 (voxels of the region,), block of each voxel.
+    """
 
     visible: NDArray[np.bool_]
-    coalitions: CoalitionPlan
-    rows: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    locality: Locality
+    blocks: NDArray[np.int64]
 
 
 class PreparedCase:
@@ -132,7 +152,7 @@ class PreparedCase:
     ) -> None:
         self.settings, self.partition = settings, partition
         self.n_classes = int(logits.shape[0])
-        boxes = [region.box for region in regions]
+        boxes, masks = [region.box for region in regions], [region.mask for region in regions]
         self.predictions = [_inside(logits.as_subclass(torch.Tensor), box) for box in boxes]
         # on the network's device, so that the fusion weights are computed where the deployed inference computes them
         plain = image.as_subclass(torch.Tensor).to(settings.device or image.device)
@@ -161,7 +181,9 @@ class PreparedCase:
         self.coalitions = self._choose()
         others = np.delete(np.arange(self.coalitions.n_evaluations), self.coalitions.full_row)
         self.order = np.concatenate([[self.coalitions.full_row], others])
-        self.views = [self._view(region) for region in regions]
+        self.views = [self._view(*pair) for pair in zip(regions, masks, strict=True)]
+        for view in self.views:
+            restrict_plan(self.coalitions, view.seen)  # refuses, before any pass, what could not be solved afterwards
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -171,7 +193,8 @@ class PreparedCase:
             self.evaluator,
             settings.network,
             self.regions,
-            f"{', '.join(settings.scores)} of the {settings.signal}",
+            [view.blocks for view in self.views],
+            settings.signal,
             self.coalitions,
             self.partition,
             self.fill,
@@ -202,12 +225,13 @@ class PreparedCase:
 
     def _sweep(self) -> Sweep:
         settings, rows = self.settings, self.coalitions.rows[self.order]
-        chunks = plan_chunks(self.evaluator, rows, self.n_classes)
+        chunks = plan_chunks(self.evaluator, rows, self.n_classes, self.stops)
         return Sweep(
             self.evaluator,
             rows,
             chunks,
             self.regions,
+            [view.blocks for view in self.views],
             self.predictions,
             settings.scores,
             settings.signal,
@@ -217,9 +241,9 @@ class PreparedCase:
     def _calibration(self, store: ValueStore | None, planned: int) -> Calibration:
         ranks, text = self.settings.ranks, ""
         if ranks.own == 0:
-            note = store.read_note("calibration") if store is not None else None
-            found = Calibration.from_dict(note) if note is not None else self._calibrate(planned)
-            if store is not None and note is None:
+            kept = _kept_calibration(store)
+            found = kept or self._calibrate(planned)
+            if store is not None and kept is None:
                 store.write_note("calibration", found.to_dict())
             text = json.dumps(found.to_dict())
         return Calibration.from_dict(json.loads(ranks.text_of_first(text)))
@@ -228,7 +252,9 @@ class PreparedCase:
         """Once for a network and its windows; the next cases of this process need no further passes."""
         settings, plan = self.settings, self.evaluator.plan
         sizes = tuple(sorted({int(s) for s in self.evaluator.library_sizes}))
-        key = (id(settings.network), plan.roi_size, sizes, tuple(self.image.shape[:1]), self.image.dtype)
+        device = self.evaluator.device
+        windows = (plan.roi_size, sizes, self.image.shape[0], self.image.dtype)
+        key = (id(settings.network), windows, str(device), autocast_state(device))
         if key in settings.known:
             return replace(settings.known[key], passes=0)
         rows = self.coalitions.rows[self.order[:_CALIBRATION_ROWS]]
@@ -262,9 +288,24 @@ class PreparedCase:
             plan = complete if exact <= sampled else plan
         return plan
 
-    def _view(self, region: Region) -> RegionView:
-        """The coalitions as one region sees them; refuses, before any pass, what could not be solved afterwards."""
-        evaluator = self.evaluator
+    @property
+    def stops(self) -> list[int]:
+        """Numbers of coalitions after which the values are looked at."""
+        return stop_rows(self.coalitions)
+
+    def coalitions_of(self, view: RegionView, n_rows: int) -> tuple[CoalitionPlan, NDArray[np.int64]]:
+        """What a region sees of the first coalitions, and their rows in the order of the sweep."""
+        plan = self.coalitions
+        if n_rows < plan.n_evaluations:
+            plan = plan_coalitions(plan.n_units, n_rows - 2, plan.method, plan.seed)
+        restricted, rows = restrict_plan(plan, view.seen)
+        place = np.empty(plan.n_evaluations, dtype=np.int64)
+        place[self.order[:n_rows]] = np.arange(n_rows)
+        return restricted, place[rows]
+
+    def _view(self, region: Region, mask: NDArray[np.bool_]) -> RegionView:
+        """The units that a region sees, and where they lie; ``mask`` is the region on the image's grid."""
+        evaluator, partition = self.evaluator, self.partition
         touching = np.isin(evaluator.incidence.active, evaluator.plan.touching([region.box]))
         seen = np.asarray(evaluator.incidence.live[touching].any(axis=0))
         if not seen.any():
@@ -274,8 +315,22 @@ class PreparedCase:
             )
         visible = np.zeros(len(evaluator.visible), dtype=bool)
         visible[np.flatnonzero(evaluator.visible)[seen]] = True
-        restricted, rows = restrict_plan(self.coalitions, seen)
-        return RegionView(visible, restricted, rows)
+        unit_size = typical_unit_size(partition, visible)
+        blocks = region_blocks(mask, partition.grid, unit_size)
+        locality = Locality(unit_size_mm=unit_size)
+        if self.settings.prior == "distance":
+            to_region, to_blocks = unit_distances(partition, mask, blocks)
+            locality = Locality(to_region, unit_size, to_blocks).restricted_to(visible)
+        return RegionView(visible, seen, locality, blocks)
+
+
+def _kept_calibration(store: ValueStore | None) -> Calibration | None:
+    """The calibration of an interrupted run; None if there is none that can be read."""
+    note = store.read_note("calibration") if store is not None else None
+    try:
+        return Calibration.from_dict(note) if note is not None else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _inside(volume: torch.Tensor, box: Box) -> torch.Tensor:

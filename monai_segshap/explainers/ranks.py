@@ -77,7 +77,8 @@ class Ranks:
         """Sum over the processes."""
         if self.count == 1:
             return counts
-        summed = idist.all_reduce(torch.from_numpy(counts).to(idist.device()), "SUM")
+        # a copy: gloo adds in place
+        summed = idist.all_reduce(torch.from_numpy(counts.copy()).to(idist.device()), "SUM")
         return np.asarray(torch.as_tensor(summed).cpu().numpy())
 
     def merge_rows(self, table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from monai_segshap.units.partitions import (
     organ_partition,
     predicted_class_partition,
 )
+from monai_segshap.units.positions import region_blocks, typical_unit_size, unit_distances
 
 __all__ = [
     "SCALE_DEFINITIONS",
@@ -28,5 +29,8 @@ __all__ = [
     "organ_partition",
     "partition_from_labels",
     "predicted_class_partition",
+    "region_blocks",
+    "typical_unit_size",
+    "unit_distances",
     "whole_numbers",
 ]

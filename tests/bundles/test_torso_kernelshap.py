@@ -240,3 +240,32 @@ def test_window_larger_than_the_image_works_by_padding(case, tmp_path):
     override = {"roi_size": [96, 96, 32], "target_class": 1, "units": "cubes", "unit_scale_mm": 60.0, "scores": ["fp"]}
     out = run(tmp_path, case, budget=40, **override)
     assert json.loads((out / "ct" / "explanation.json").read_text())["forwards"]["run"] > 0
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_cohort_is_shared_out_by_cases(tmp_path):
+    for seed in (3, 4, 5):
+        torso_phantom(seed=seed, shape=(96, 64, 16)).write(tmp_path / f"patient_{seed}")
+    files = {name: [str(tmp_path / f"patient_{s}" / f"{name}.nii.gz") for s in (3, 4, 5)] for name in ("ct", "organs")}
+    options = {
+        "image": str(files["ct"]),
+        "organs": str(files["organs"]),
+        "organ_names": str(tmp_path / "patient_3" / "organ_names.json"),
+        "output_dir": str(tmp_path / "out"),
+        "ranks": "alone",
+        "target_class": "spleen",
+        "scores": "['tp']",
+        "method": "kernelshap",
+        "budget": "70",
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs" / "inference.yaml")]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = sorted(p.parent.name for p in (tmp_path / "out").glob("*/explanation.json"))
+    assert folders == ["patient_3_ct", "patient_4_ct", "patient_5_ct"]
+    assert done.stdout.count("22 organ units: ") == 3
