@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-__all__ = ["Hyperparameters", "Surrogate", "distance_prior", "fit_surrogate", "predict_sum"]
+__all__ = ["Hyperparameters", "Surrogate", "distance_prior", "fit_surrogate", "predict_walks"]
 
 Floats = NDArray[np.float64]
 
@@ -116,7 +116,12 @@ class Surrogate:
 
     def predict(self, masks: NDArray[np.bool_]) -> Floats:
         """Posterior mean (K, O) of other coalitions."""
-        return predict_sum([self], masks)
+        found = np.empty((len(masks), self.weights.shape[1]))
+        for start in range(0, len(masks), 2048):
+            part = masks[start : start + 2048]
+            k = kernel(similarity(part, self.masks, self.prior), size_kernel(part, self.masks), self.chosen)
+            found[start : start + 2048] = k @ self.weights
+        return found + self.offset
 
     def values(self) -> Floats:
         """Shapley values (M, O) of the posterior mean, exact up to the quadrature."""
@@ -193,17 +198,41 @@ class Surrogate:
         return 2.0 * self.chosen.size / n_units**2 * (1.0 - float(np.exp(-1.0 / (2.0 * SIZE_LENGTH**2))))
 
 
-def predict_sum(surrogates: Sequence[Surrogate], masks: NDArray[np.bool_]) -> Floats:
-    """Sum of the posterior means (K, O) of processes that were fitted to the same coalitions."""
-    first = surrogates[0]
-    known = np.where(first.masks, 1.0, -1.0)
-    found = np.zeros((len(masks), first.weights.shape[1]))
-    for start in range(0, len(masks), 2048):
-        part = masks[start : start + 2048]
-        sizes, signs = size_kernel(part, first.masks), np.where(part, 1.0, -1.0)
-        for surrogate in surrogates:
-            u = (signs * surrogate.prior) @ known.T
-            found[start : start + 2048] += kernel(u, sizes, surrogate.chosen) @ surrogate.weights + surrogate.offset
+def predict_walks(surrogates: Sequence[Surrogate], order: NDArray[np.int64]) -> Floats:
+    """Sum of the posterior means along walks from the empty to the full coalition.
+
+    Adding a unit multiplies the product kernel of each row by one number, so a walk needs no new kernel.
+
+    Args:
+        surrogates: processes of one output each, fitted to the same coalitions.
+        order: int64 (W, M), the unit that each step of each walk adds.
+
+    Returns:
+        float64 (W, M + 1).
+    """
+    masks = surrogates[0].masks
+    n_units = masks.shape[1]
+    columns, signs = np.ascontiguousarray(masks.T), np.where(masks, 1.0, -1.0)
+    steps = np.arange(n_units + 1)[:, None] >= np.arange(1, n_units + 1)[None, :]
+    sizes = size_kernel(steps, masks)
+    found = np.zeros((len(order), n_units + 1))
+    products, rates = [], []
+    for surrogate in surrogates:
+        weights, chosen = surrogate.weights[:, 0], surrogate.chosen
+        start = -(signs @ surrogate.prior)
+        gains = 2.0 * surrogate.prior * (signs.T @ weights)
+        additive = np.concatenate([np.zeros((len(order), 1)), np.cumsum(gains[order], axis=1)], axis=1)
+        found += chosen.linear * (start @ weights + additive) + chosen.size * (sizes @ weights)
+        found += weights.sum() + surrogate.offset[0]
+        products.append(np.tile(np.exp(chosen.interaction * start), (len(order), 1)))
+        rates.append(np.exp(2.0 * chosen.interaction * surrogate.prior))
+        found[:, 0] += products[-1] @ weights
+    for step in range(n_units):
+        kept = columns[order[:, step]]
+        for surrogate, product, rate in zip(surrogates, products, rates, strict=True):
+            factor = rate[order[:, step]][:, None]
+            product *= np.where(kept, factor, 1.0 / factor)
+            found[:, step + 1] += product @ surrogate.weights[:, 0]
     return found
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 
 from monai_segshap.shapley.locality import BlockTable, Locality
-from monai_segshap.shapley.process import Surrogate, distance_prior, fit_surrogate, predict_sum
+from monai_segshap.shapley.process import Surrogate, distance_prior, fit_surrogate, predict_walks
 from monai_segshap.shapley.tuning import choose_hyperparameters, pair_order
 
 __all__ = ["ProcessEstimate", "process_estimate"]
@@ -157,21 +157,18 @@ def _use_blocks(
             ratios.append(t)
     if not ratios:
         return better
-    entries = 2.0 * (rows.shape[1] + 1) * len(rows) * (sum(map(len, fits)) + len(ratios))
-    walks = _walks(rows.shape[1], int(np.clip(_KERNEL_ENTRIES / entries, _FEWEST_WALKS, _EMULATED_WALKS)))
-    states = walks.reshape(-1, rows.shape[1])
+    n_units = rows.shape[1]
+    entries = 2.0 * (n_units + 1) * len(rows) * (sum(map(len, fits)) + len(ratios))
+    order = _orders(n_units, int(np.clip(_KERNEL_ENTRIES / entries, _FEWEST_WALKS, _EMULATED_WALKS)))
     # blocks in which a channel does not vary keep the value that they have without units
     empty = [blocks.outputs[1, :, c].sum() - sum(float(s.offset[0]) for s in fit) for c, fit in enumerate(fits)]
-    none = np.zeros((len(states), 1))
-    sums = np.hstack(
-        [(predict_sum(fit, states) if fit else none) + rest for fit, rest in zip(fits, empty, strict=True)]
-    )
-    composed = blocks.compose(sums)
+    none = np.zeros((len(order), n_units + 1))
+    sums = [(predict_walks(fit, order) if fit else none) + rest for fit, rest in zip(fits, empty, strict=True)]
+    composed = blocks.compose(np.stack(sums, axis=-1))
     for t in ratios:
         surrogate = surrogates[t]
         if surrogate is not None:
-            rest = composed[:, t] - surrogate.predict(states)[:, 0]
-            values[:, t] += _walk_values(walks, rest.reshape(walks.shape[:2]))
+            values[:, t] += _walk_values(order, composed[..., t] - predict_walks([surrogate], order))
     return better
 
 
@@ -200,24 +197,18 @@ def _channel(rows: NDArray[np.bool_], outputs: Floats, locality: Locality) -> tu
     return found, missed
 
 
-def _walks(n_units: int, n_pairs: int) -> NDArray[np.bool_]:
-    """Pairs of walks from the empty to the full coalition, bool (2 n_pairs, M + 1, M)."""
+def _orders(n_units: int, n_pairs: int) -> NDArray[np.int64]:
+    """Antithetic orders in which walks add the units, int64 (2 n_pairs, M)."""
     rng = np.random.Generator(np.random.Philox(n_units))
-    rank = rng.random((n_pairs, n_units)).argsort(axis=1).argsort(axis=1)
-    rank = np.concatenate([rank, n_units - 1 - rank])
-    return rank[:, None, :] < np.arange(n_units + 1)[None, :, None]
+    order = rng.random((n_pairs, n_units)).argsort(axis=1)
+    return np.concatenate([order, order[:, ::-1]])
 
 
-def _walk_values(walks: NDArray[np.bool_], scores: Floats) -> Floats:
-    """Shapley values (M,) of a game along walks.
-
-    Args:
-        walks: bool (number of walks, M + 1, M), from the empty to the full coalition.
-        scores: (number of walks, M + 1).
-    """
-    steps = np.diff(scores, axis=1)
-    entering = np.diff(walks.astype(np.int8), axis=1) == 1
-    return np.asarray(np.einsum("ws,wsm->m", steps, entering) / len(walks))
+def _walk_values(order: NDArray[np.int64], scores: Floats) -> Floats:
+    """Shapley values (M,) of a game along walks, from its scores (W, M + 1) along `_orders`."""
+    found = np.zeros(order.shape[1])
+    np.add.at(found, order, np.diff(scores, axis=1))
+    return found / len(order)
 
 
 def _plain(surrogate: Surrogate) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monai_segshap.shapley import all_coalitions, exact_shapley, plan_coalitions
-from monai_segshap.shapley.process import Hyperparameters, distance_prior, fit_surrogate
+from monai_segshap.shapley.process import Hyperparameters, distance_prior, fit_surrogate, predict_walks
 
 SETTINGS = {
     "plain": Hyperparameters(12.0, 1.0, 0.0, 0.0, 0.01),
@@ -170,3 +170,19 @@ def test_repeated_rows_and_next_to_no_noise_are_survived():
     surrogate = fitted(5, replace(SETTINGS["flat"], noise=1e-14), masks)
     assert np.isfinite(surrogate.values()).all()
     assert np.isfinite(surrogate.covariance()).all()
+
+
+def test_prediction_along_walks_is_that_of_its_states():
+    rng, plan = np.random.default_rng(0), plan_coalitions(12, 100, "gaussian_process")
+    chosen = [Hyperparameters(20.0, 4.0, 0.0, 0.3, 0.01), Hyperparameters(np.inf, 0.5, 4.0, 0.0, 0.1)]
+    outputs = rng.normal(size=(plan.n_evaluations, 2))
+    fits = [
+        fit_surrogate(plan.rows, outputs[:, [i]], distance_prior(rng.random(12) * 60, 12, c.length_mm), c)
+        for i, c in enumerate(chosen)
+    ]
+    order = np.stack([rng.permutation(12) for _ in range(5)])
+    found = predict_walks(fits, order)
+    for walk, along in zip(order, found, strict=True):
+        states = np.stack([np.isin(np.arange(12), walk[:k]) for k in range(13)])
+        expected = sum(fit.predict(states)[:, 0] for fit in fits)
+        np.testing.assert_allclose(along, expected, rtol=0, atol=1e-10)
