@@ -164,7 +164,7 @@ def _use_blocks(
     empty = [blocks.outputs[1, :, c].sum() - sum(float(s.offset[0]) for s in fit) for c, fit in enumerate(fits)]
     none = np.zeros((len(order), n_units + 1))
     sums = [(predict_walks(fit, order) if fit else none) + rest for fit, rest in zip(fits, empty, strict=True)]
-    composed = blocks.compose(np.stack(sums, axis=-1))
+    composed = blocks.compose(np.stack([part.ravel() for part in sums], axis=1)).reshape(*none.shape, -1)
     for t in ratios:
         surrogate = surrogates[t]
         if surrogate is not None:
