@@ -48,8 +48,8 @@ Evaluations are coalitions beside the full and the empty one; M is the number of
   that name: the same with up to three columns for the size. Both are fitted here down to 2M evaluations, where the
   system is square and the answer worthless; the package refuses below 2.5M.
 - `ridge`, `process` (`gaussian_process` without blocks) and `process, blocks` use the same pairs. In non-local games
-  units have no positions. Blocks have no standard errors of their own: both process columns state those of the scalar
-  process.
+  units have no positions. Where there are blocks both process columns state the errors that the package gives for the
+  process with blocks; for the scalar one alone it would give larger ones.
 - `walks` and `published` (kernel-law sizes, with replacement, unpaired) draw their own coalitions, so do captum's
   `KernelShap` and shap's `KernelExplainer(l1_reg=False)`. They are left out for the networks, whose tables are fixed.
 - Games: 288 voxels, each predicted if a weighted sum of ten units (six of nine) passes a threshold; the score is the
@@ -71,30 +71,26 @@ Evaluations are coalitions beside the full and the empty one; M is the number of
 
 Numbers named here are of the run in the tables, those of the CT of its FCC cells.
 
-- With block outputs and positions the default has an eighth to a quarter of the error of plain leverage on the CT at
-  4M (spleen TP 0.098 against 0.352, Dice 0.132 against 1.02, false positive mass 0.179 against 0.646), and about a
+- With block outputs and positions the default has an eighth to a third of the error of plain leverage on the CT at
+  4M (spleen TP 0.102 against 0.353, Dice 0.137 against 1.03, false positive mass 0.185 against 0.648), and about a
   tenth in the local games. It is usable at M and 2M, where leverage does not exist or is worthless.
 - The scalar process is not always the second best. In the local games, and without positions, the ridge is better: by
   a quarter to a half at 2M (non-local, M = 64: 0.223 against 0.298; M = 400: 0.443 against 0.648), and equal or better
   at 8M. On the CT it is the other way round for the false positive and the aorta's TP, and a tie for the spleen (Dice
   and tp count: ridge slightly better). Where units have no position, "auto" takes the process all the same.
-- Bad: with as many pairs as units or fewer (2M evaluations and below) the ridge's cross validation sometimes picks the
-  smallest strength of its grid, a fit that interpolates. The 2M rows of the spleen's `tp` (0.393, after 0.213 at M), of
-  the false positive's `tp` (1.28) and of the demo's Dice (0.521) each hold one such chunk of three. In games of 64
-  units it happened in 2 to 5 of 40 draws up to 2M, and in none at 2.2M; stated errors do not show it.
 - Size control is most of what separates kernelshap from leverage in the non-local games (a factor 4) and for the
   spleen (1.6 to 2); it does nothing for the false positive.
 - captum and `published` agree, as they should. shap peaks near 2M like every paired regression without a prior.
-- Stated errors of the scalar process: 0.9 to 1.5 times the actual ones on the CT with FCC cells, but with hybrid units
-  only half to two thirds for the spleen's `tp` and `fp` at 4M and 8M: too small. Their coverage is 93 to 98 % in the
-  games with M >= 64. At M = 9 with 100 evaluations it is 89 % in local games; the default is the regression there.
-  For the process with blocks the same errors are stated, and so are too large: three to five times in the local
-  games, up to twice on the CT. Walks state too little from two or three pairs (64 to 86 % covered).
+- Stated errors against actual ones, process with blocks on the CT with FCC cells: 0.95 to 1.5 times at 4M (the aorta's
+  `fp` 0.6); with hybrid units 1.0 to 1.35, `fp` 0.8 to 0.95. For the scalar process alone the same numbers are too
+  small there (hybrid spleen TP 0.030 against 0.043). In the games without positions the process covers 94 to 97 %,
+  with positions and blocks 100 %: too cautious there. Walks state too little from two or three pairs (64 to 83 %
+  covered).
 - Hybrid units: errors are half to a third of those of FCC cells, but leverage is better there, too, so the false
-  positive's mass misses the ratio (0.319).
+  positive's mass misses the ratio narrowly (0.306).
 - `fp` stays badly known at 4M (0.34 to 0.48): it hardly varies around these regions.
-- Two sets of 4M evaluations share 8 to 10 of their ten largest units where the goals ask for it (and for the aorta); 7
-  for the false positive's Dice and count and 6 for its tp count. Ranks there are not settled at 4M.
+- Two sets of 4M evaluations share 8 to 10 of their ten largest units where the goals ask for it; the tables have the
+  other scores, of which some of the false positive share 6 or 7. Ranks there are not settled at 4M.
 - The demo's errors at 4M are known to about +-0.03 (few pairs are left to judge by): they do not fall below those at
   2M, and the stated ones look too small, which this table can not decide."""
 
