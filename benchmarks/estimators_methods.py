@@ -94,15 +94,10 @@ def paired_estimates(sample: Sample) -> dict[str, Found]:
         sample.rows, sample.scores, locality.distances_mm, locality.unit_size_mm, sample.weights
     )
     found["ridge"] = Found(values, _spread(covariances))
-    fitted = process_estimate(sample.rows, sample.scores, locality, sample.blocks)
-    errors, scalar = _spread(fitted.covariances), np.zeros_like(fitted.values)
-    for t, surrogate in enumerate(fitted.surrogates):
-        if surrogate is not None:
-            scalar[:, t] = surrogate.values()[:, 0]
-    scalar += (sample.total - scalar.sum(axis=0)) / sample.n_units
-    found["gaussian process"] = Found(scalar, errors)
-    if sample.blocks is not None:
-        found["gaussian process, blocks"] = Found(fitted.values, errors)
+    for name, blocks in (("gaussian process", None), ("gaussian process, blocks", sample.blocks)):
+        if blocks is not None or name == "gaussian process":
+            fitted = process_estimate(sample.rows, sample.scores, locality, blocks)
+            found[name] = Found(fitted.values, _spread(fitted.covariances))
     return found
 
 

@@ -125,21 +125,7 @@ class Surrogate:
 
     def values(self) -> Floats:
         """Shapley values (M, O) of the posterior mean, exact up to the quadrature."""
-        kept = self.masks.astype(np.float64)
-        up, down, spread = self._factors()
-        share, n_units = kept.mean(axis=1), kept.shape[1]
-        found = np.zeros((n_units, self.weights.shape[1]))
-        products = self._products(kept, up, down)
-        for q in range(len(_NODES)):
-            weighted = self.weights * (products[:, q] * _WEIGHTS[q])[:, None]
-            with_unit = kept.T @ weighted
-            without = weighted.sum(axis=0) - with_unit
-            found += with_unit * (spread / up[q])[:, None] - without * (spread / down[q])[:, None]
-        if self.chosen.linear:
-            found += 4.0 * self.chosen.linear * self.prior[:, None] * ((kept - 0.5).T @ self.weights)
-        if self.chosen.size:
-            found += self.chosen.size / n_units * (_size_step(share) @ self.weights)
-        return found
+        return self._functionals().T @ self.weights
 
     def covariance(self) -> Floats:
         """Posterior covariances (O, M, M) of the Shapley values.
@@ -237,7 +223,12 @@ def predict_walks(surrogates: Sequence[Surrogate], order: NDArray[np.int64]) -> 
 
 
 def fit_surrogate(
-    masks: NDArray[np.bool_], outputs: Floats, prior: Floats, chosen: Hyperparameters, keep_factor: bool = False
+    masks: NDArray[np.bool_],
+    outputs: Floats,
+    prior: Floats,
+    chosen: Hyperparameters,
+    keep_factor: bool = False,
+    sizes: Floats | None = None,
 ) -> Surrogate:
     """Fit the process.
 
@@ -247,6 +238,7 @@ def fit_surrogate(
         prior: (M,), see `distance_prior`.
         chosen: hyperparameters.
         keep_factor: keep what standard errors need, n^2 numbers.
+        sizes: `size_kernel` of the masks with themselves, where it is known.
 
     Raises:
         ValueError: if the empty coalition is missing.
@@ -256,7 +248,7 @@ def fit_surrogate(
         raise ValueError("the empty coalition is not among the rows; the process starts from its value.")
     offset = outputs[empty[0]]
     target = outputs - offset
-    k = kernel(similarity(masks, masks, prior), size_kernel(masks, masks), chosen)
+    k = kernel(similarity(masks, masks, prior), size_kernel(masks, masks) if sizes is None else sizes, chosen)
     level = chosen.noise * float(np.diag(k).mean())
     factor = _factor(k, level * noise_scale(masks))
     weights = cho_solve(factor, target, check_finite=False)

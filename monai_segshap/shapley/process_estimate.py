@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 
 from monai_segshap.shapley.locality import BlockTable, Locality
-from monai_segshap.shapley.process import Surrogate, distance_prior, fit_surrogate, predict_walks
+from monai_segshap.shapley.process import Surrogate, distance_prior, fit_surrogate, predict_walks, size_kernel
 from monai_segshap.shapley.tuning import choose_hyperparameters, pair_order
 
 __all__ = ["ProcessEstimate", "process_estimate"]
@@ -22,8 +22,6 @@ Floats = NDArray[np.float64]
 _CHECKED_PAIRS = 200
 #: Standard errors are not narrowed below this share of the posterior's.
 _LEAST_INFLATION = 0.8
-#: Blocks are not believed to make errors smaller than this share of the scalar process's.
-_LEAST_RATIO = 0.5
 #: Antithetic walks on the difference of the two emulators of a ratio; fewer where they would need more kernel entries.
 _EMULATED_WALKS = 48
 _FEWEST_WALKS = 8
@@ -56,9 +54,9 @@ def process_estimate(
     keep that property exactly); any other score is the scalar process plus antithetic walks on the difference between
     the score composed of the blocks' processes and the scalar process.
 
-    Standard errors are posterior ones of the scalar process (the errors of blocks are correlated), times the root mean
-    square of its errors on the odd differences of pairs that it has not seen, in units of their stated spread (at
-    least 0.8), times the ratio at which the blocks predict these pairs better (at most 1).
+    Standard errors are posterior ones (of sums of blocks as if the blocks were independent, of ratios those of the
+    scalar process), times the root mean square of the errors on the odd differences of pairs that the processes have
+    not seen, in units of their stated spread (at least 0.8), which brings in the correlation of the blocks.
 
     Args:
         rows: bool (K, M), row 0 keeps all units, row 1 none, the others in pairs of complements.
@@ -69,7 +67,6 @@ def process_estimate(
     n_units, n_scores = rows.shape[1], scores.shape[1]
     values = np.zeros((n_units, n_scores))
     covariances = np.zeros((n_scores, n_units, n_units))
-    missed = np.zeros(n_scores)
     checked = pair_order(rows)[:_CHECKED_PAIRS]
     surrogates: list[Surrogate | None] = []
     details: list[dict[str, Any]] = []
@@ -81,15 +78,13 @@ def process_estimate(
             continue
         values[:, t] = surrogate.values()[:, 0]
         errors, spreads = _left_out(surrogate, checked)
-        missed[t] = _rms(errors)
-        inflation = max(_LEAST_INFLATION, _rms(errors / spreads)) if (spreads > 0).all() else 1.0
+        inflation = _inflation(errors, spreads)
         covariances[t] = inflation**2 * surrogate.covariance()[0]
         details.append({"hyperparameters": _plain(surrogate), "inflation": round(inflation, 3)})
     if blocks is not None and blocks.outputs.shape[1] > 0:
-        ratios = _use_blocks(values, rows, locality, blocks, surrogates, missed)
-        covariances *= (ratios**2)[:, None, None]
-        for detail, ratio in zip(details, ratios, strict=True):
-            detail["block_ratio"] = round(float(ratio), 3)
+        found = _use_blocks(values, covariances, rows, locality, blocks, surrogates, checked)
+        for detail, widened in zip(details, found, strict=True):
+            detail["block_inflation"] = None if widened is None else round(widened, 3)
     total = scores[0] - scores[1]
     values += (total - values.sum(axis=0)) / n_units
     return ProcessEstimate(values, covariances, surrogates, {"processes": details})
@@ -123,40 +118,77 @@ def _left_out(surrogate: Surrogate, pairs: NDArray[np.int64]) -> tuple[Floats, F
     return errors, spreads
 
 
-def _rms(numbers: Floats) -> float:
-    return float(np.sqrt(np.mean(numbers**2))) if len(numbers) else 0.0
+def _inflation(errors: Floats, spreads: Floats) -> float:
+    """Root mean square of errors in units of their stated spread, at least `_LEAST_INFLATION`."""
+    if len(errors) == 0 or not (spreads > 0).all():
+        return 1.0
+    return max(_LEAST_INFLATION, float(np.sqrt(np.mean((errors / spreads) ** 2))))
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """Processes of the blocks in which one channel varies, with shared hyperparameters.
+
+    Attributes:
+        surrogates: the processes.
+        errors: (n,), by how much their sum misses the odd differences of left-out pairs.
+        variances: (n,), the stated variance of these errors, were the blocks independent.
+        covariance: (M, M) of the sum's Shapley values, likewise.
+    """
+
+    surrogates: list[Surrogate]
+    errors: Floats
+    variances: Floats
+    covariance: Floats
 
 
 def _use_blocks(
     values: Floats,
+    covariances: Floats,
     rows: NDArray[np.bool_],
     locality: Locality,
     blocks: BlockTable,
     surrogates: list[Surrogate | None],
-    missed: Floats,
-) -> Floats:
-    """Replace the scalar values by those of the blocks' processes, in place.
+    checked: NDArray[np.int64],
+) -> list[float | None]:
+    """Replace the scalar values and covariances by those of the blocks' processes, in place.
 
     Returns:
-        (T,), by how much the blocks predict left-out pairs better than the scalar process, which missed them by
-        ``missed`` (T,): 1 for ratios and where they do not.
+        for each score the inflation of its standard errors; None for ratios, which keep the scalar process' errors.
     """
     used = (blocks.linear != 0).any(axis=0)
-    fitted = [_channel(rows, blocks.outputs[:, :, c], locality) if used[c] else ([], 0.0) for c in range(len(used))]
-    fits, errors = [fit for fit, _ in fitted], [error for _, error in fitted]
-    better = np.ones(len(blocks.linear))
-    by_channel = np.stack([sum((s.values()[:, 0] for s in fit), np.zeros(rows.shape[1])) for fit in fits], axis=1)
+    channels = [_channel(rows, blocks.outputs[:, :, c], locality, checked, used[c]) for c in range(len(used))]
+    by_channel = np.stack([_values_of(channel, rows.shape[1]) for channel in channels], axis=1)
+    inflations: list[float | None] = [None] * len(blocks.linear)
     ratios = []
     for t, coefficients in enumerate(blocks.linear):
         if not np.isnan(coefficients).any():
             values[:, t] = by_channel @ coefficients
-            if missed[t] > 0:
-                composed = sum(k * error for k, error in zip(coefficients, errors, strict=True) if k)
-                better[t] = np.clip(_rms(np.atleast_1d(composed)) / missed[t], _LEAST_RATIO, 1.0)
+            parts = [
+                (k, channel) for k, channel in zip(coefficients, channels, strict=True) if k and channel.surrogates
+            ]
+            if parts:
+                errors = sum(k * channel.errors for k, channel in parts)
+                variances = sum(k**2 * channel.variances for k, channel in parts)
+                found = _inflation(np.asarray(errors), np.sqrt(variances))
+                covariances[t] = found**2 * sum(k**2 * channel.covariance for k, channel in parts)
+                inflations[t] = found
         elif surrogates[t] is not None:
             ratios.append(t)
-    if not ratios:
-        return better
+    if ratios:
+        _emulate(values, rows, blocks, [channel.surrogates for channel in channels], surrogates, ratios)
+    return inflations
+
+
+def _emulate(
+    values: Floats,
+    rows: NDArray[np.bool_],
+    blocks: BlockTable,
+    fits: list[list[Surrogate]],
+    surrogates: list[Surrogate | None],
+    ratios: list[int],
+) -> None:
+    """Add to the scalar values of ratios those of the difference to the score composed of the blocks, in place."""
     n_units = rows.shape[1]
     entries = 2.0 * (n_units + 1) * len(rows) * (sum(map(len, fits)) + len(ratios))
     order = _orders(n_units, int(np.clip(_KERNEL_ENTRIES / entries, _FEWEST_WALKS, _EMULATED_WALKS)))
@@ -169,32 +201,39 @@ def _use_blocks(
         surrogate = surrogates[t]
         if surrogate is not None:
             values[:, t] += _walk_values(order, composed[..., t] - predict_walks([surrogate], order))
-    return better
 
 
-def _channel(rows: NDArray[np.bool_], outputs: Floats, locality: Locality) -> tuple[list[Surrogate], Floats | float]:
-    """Processes of the blocks (n, B) in which a channel varies, which share their hyperparameters.
-
-    Returns:
-        the processes, and by how much their sum misses the odd differences of left-out pairs.
-    """
+def _channel(
+    rows: NDArray[np.bool_], outputs: Floats, locality: Locality, checked: NDArray[np.int64], used: bool
+) -> _Channel:
+    """Processes of the blocks (n, B) of one channel, judged by the pairs ``checked``; none if it is not used."""
+    n_units = rows.shape[1]
+    errors, variances = np.zeros((2, len(checked)))
+    found: list[Surrogate] = []
+    covariance = np.zeros((n_units, n_units))
     lively = np.flatnonzero(np.ptp(outputs, axis=0) > 0)
-    if len(lively) == 0:
-        return [], 0.0
+    if not used or len(lively) == 0:
+        return _Channel(found, errors, variances, covariance)
     placed = locality.block_distances_mm
     distances = [None if placed is None else placed[b] for b in lively]
     chosen = choose_hyperparameters(rows, outputs[:, lively], distances, locality.unit_size_mm)
     if placed is None or not np.isfinite(chosen.length_mm):  # one kernel for all blocks, so their sum is enough
-        parts = [(outputs.sum(axis=1, keepdims=True), distance_prior(None, rows.shape[1], np.inf))]
+        parts = [(outputs.sum(axis=1, keepdims=True), distance_prior(None, n_units, np.inf))]
     else:
-        parts = [(outputs[:, [b]], distance_prior(placed[b], rows.shape[1], chosen.length_mm)) for b in lively]
-    checked = pair_order(rows)[:_CHECKED_PAIRS]
-    found, missed = [], np.zeros(len(checked))
+        parts = [(outputs[:, [b]], distance_prior(placed[b], n_units, chosen.length_mm)) for b in lively]
+    sizes = size_kernel(rows, rows)
     for output, prior in parts:
-        surrogate = fit_surrogate(rows, output, prior, chosen, keep_factor=True)
-        missed += _left_out(surrogate, checked)[0]
+        surrogate = fit_surrogate(rows, output, prior, chosen, keep_factor=True, sizes=sizes)
+        missed, spreads = _left_out(surrogate, checked)
+        errors += missed
+        variances += spreads**2
+        covariance += surrogate.covariance()[0]
         found.append(replace(surrogate, factor=None))  # n^2 numbers that nobody needs any more
-    return found, missed
+    return _Channel(found, errors, variances, covariance)
+
+
+def _values_of(channel: _Channel, n_units: int) -> Floats:
+    return np.asarray(sum((s.values()[:, 0] for s in channel.surrogates), np.zeros(n_units)))
 
 
 def _orders(n_units: int, n_pairs: int) -> NDArray[np.int64]:

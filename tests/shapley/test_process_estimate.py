@@ -10,8 +10,10 @@ import pytest
 from shapley_oracles import VoxelGame, relative_error
 
 from monai_segshap.shapley import BlockTable, Locality, all_coalitions, exact_shapley, plan_coalitions, solve
+from monai_segshap.shapley.process import distance_prior, fit_surrogate
 from monai_segshap.shapley.process_estimate import process_estimate
 from monai_segshap.shapley.regression import constrained_regression
+from monai_segshap.shapley.tuning import choose_hyperparameters
 
 TP, FP, DICE, SOFT = range(4)
 
@@ -49,37 +51,59 @@ def test_scores_that_are_sums_of_others_add_exactly_by_blocks(local):
     np.testing.assert_allclose(values[:, SOFT], values[:, TP] + values[:, FP], rtol=0, atol=1e-15)
 
 
-def test_errors_are_those_of_the_scalar_process_scaled_by_what_it_misses(local):
-    for t, (details, surrogate) in enumerate(
-        zip(local["scalar"].diagnostics["processes"], local["scalar"].surrogates, strict=True)
-    ):
+def test_errors_without_blocks_are_inflated_posterior_ones(local):
+    found = local["scalar"]
+    for t, (details, surrogate) in enumerate(zip(found.diagnostics["processes"], found.surrogates, strict=True)):
         assert details["inflation"] >= 0.8
         expected = details["inflation"] ** 2 * surrogate.covariance()[0]
-        np.testing.assert_allclose(local["scalar"].covariances[t], expected, rtol=2e-3, atol=1e-12)
-    ratios = [details["block_ratio"] for details in local["blocks"].diagnostics["processes"]]
-    assert all(0.5 <= ratio <= 1.0 for ratio in ratios)
-    assert min(ratios) < 1.0
-    expected = local["scalar"].covariances * np.array(ratios)[:, None, None] ** 2
-    np.testing.assert_allclose(local["blocks"].covariances, expected, rtol=3e-3, atol=1e-12)
+        np.testing.assert_allclose(found.covariances[t], expected, rtol=2e-3, atol=1e-12)
+
+
+def without_each_pair(noisy, target, rows, scale):
+    """Errors of odd differences by refitting without each pair, and their stated variance."""
+    errors, variances = [], []
+    for pair in range((len(rows) - 2) // 2):
+        out = np.array([2 + 2 * pair, 3 + 2 * pair])
+        rest = np.setdiff1d(np.arange(len(rows)), out)
+        gain = noisy[np.ix_(out, rest)] @ np.linalg.inv(noisy[np.ix_(rest, rest)])
+        error = target[out] - gain @ target[rest]
+        covariance = noisy[np.ix_(out, out)] - gain @ noisy[np.ix_(rest, out)]
+        errors.append(error[0] - error[1])
+        variances.append(scale * np.array([1, -1]) @ covariance @ np.array([1, -1]))
+    return np.array(errors), np.array(variances)
 
 
 def test_inflation_is_that_of_refitting_without_each_pair(local):
     rows, scores, surrogate = local["rows"], local["scores"][:, SOFT], local["scalar"].surrogates[SOFT]
-    n = len(rows)
     factor = np.tril(surrogate.factor[0])
-    noisy = factor @ factor.T
-    target = scores - scores[1]
-    squared = []
-    for pair in range((n - 2) // 2):
-        out = np.array([2 + 2 * pair, 3 + 2 * pair])
-        rest = np.setdiff1d(np.arange(n), out)
-        gain = noisy[np.ix_(out, rest)] @ np.linalg.inv(noisy[np.ix_(rest, rest)])
-        error = target[out] - gain @ target[rest]
-        covariance = noisy[np.ix_(out, out)] - gain @ noisy[np.ix_(rest, out)]
-        spread = np.array([1, -1]) @ covariance @ np.array([1, -1])
-        squared.append((error[0] - error[1]) ** 2 / spread)
-    expected = max(1.0, np.sqrt(np.mean(squared) / surrogate.variance[0]))
+    errors, variances = without_each_pair(factor @ factor.T, scores - scores[1], rows, surrogate.variance[0])
+    expected = max(0.8, np.sqrt(np.mean(errors**2 / variances)))
     assert local["scalar"].diagnostics["processes"][SOFT]["inflation"] == pytest.approx(expected, abs=6e-4)
+
+
+def test_errors_by_blocks_are_those_of_the_sum_inflated_by_what_the_sum_misses(local):
+    rows, locality, outputs = local["rows"], local["game"].locality, local["table"].outputs
+    lively = np.flatnonzero(np.ptp(outputs[:, :, TP], axis=0) > 0)
+    distances = locality.block_distances_mm[lively]
+    chosen = choose_hyperparameters(rows, outputs[:, lively, TP], list(distances), locality.unit_size_mm)
+    errors = variances = covariance = 0.0
+    for block, distance in zip(lively, distances, strict=True):
+        prior = distance_prior(distance, rows.shape[1], chosen.length_mm)
+        fit = fit_surrogate(rows, outputs[:, [block], TP], prior, chosen, keep_factor=True)
+        factor = np.tril(fit.factor[0])
+        target = outputs[:, block, TP] - outputs[1, block, TP]
+        missed, spread = without_each_pair(factor @ factor.T, target, rows, fit.variance[0])
+        errors, variances, covariance = errors + missed, variances + spread, covariance + fit.covariance()[0]
+    inflation = max(0.8, np.sqrt(np.mean(errors**2 / variances)))
+    found, alone = local["blocks"], local["scalar"]
+    details = found.diagnostics["processes"]
+    assert len(lively) > 3
+    assert details[TP]["block_inflation"] == pytest.approx(inflation, abs=6e-4)
+    np.testing.assert_allclose(found.covariances[TP], inflation**2 * covariance, rtol=1e-6, atol=1e-15)
+    assert np.trace(found.covariances[TP]) < np.trace(alone.covariances[TP])
+    # a ratio keeps the errors of its scalar process
+    assert details[DICE]["block_inflation"] is None
+    np.testing.assert_array_equal(found.covariances[DICE], alone.covariances[DICE])
 
 
 @pytest.mark.parametrize("with_blocks", [False, True])
@@ -95,7 +119,7 @@ def test_constant_scores_have_exactly_no_value_and_no_error(local, with_blocks):
         assert not found.covariances[t].any()
         assert found.surrogates[t] is None
         details = found.diagnostics["processes"][t]
-        assert (details["hyperparameters"], details["inflation"], details.get("block_ratio", 1.0)) == (None, 1.0, 1.0)
+        assert (details["hyperparameters"], details["inflation"], details.get("block_inflation")) == (None, 1.0, None)
     assert found.values[:, TP].any()
 
 
