@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from monai_segshap.transforms.checks import CheckImaged, MatchGridd
 from monai_segshap.transforms.explain import KernelSHAPd, PredictLogitsd, SaveExplanationd, SelectRegiond
+from monai_segshap.transforms.organs import LoadOrgans, LoadOrgansd, carried_organ_names
 from monai_segshap.transforms.units import (
     UNIT_KINDS,
     CubeUnits,
@@ -30,6 +31,8 @@ __all__ = [
     "HybridUnits",
     "HybridUnitsd",
     "KernelSHAPd",
+    "LoadOrgans",
+    "LoadOrgansd",
     "MatchGridd",
     "OrganUnits",
     "OrganUnitsd",
@@ -39,4 +42,5 @@ __all__ = [
     "SaveExplanationd",
     "SelectRegiond",
     "UnitsOfKindd",
+    "carried_organ_names",
 ]

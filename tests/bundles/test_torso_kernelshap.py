@@ -15,9 +15,12 @@ import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.data import decollate_batch
 
 from monai_segshap.networks import load_weights
 from monai_segshap.phantoms import CLASS_NAMES, ORGAN_NAMES, torso_phantom
+from monai_segshap.transforms import UnitsOfKindd
+from monai_segshap.units import Partition
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "torso_kernelshap"
@@ -198,6 +201,7 @@ BAD = {
     "sheared": ({"image": "sheared", "organs": None, "units": "fcc"}, "sheared"),
     "channels": ({"image": "channels"}, "with 1 channel"),
     "unreadable": ({"image": "unreadable"}, "unreadable.nii.gz"),
+    "no_masks": ({"organs": "no_masks"}, "holds no mask"),
 }
 
 
@@ -218,6 +222,9 @@ def test_bad_input_is_named_and_leaves_no_file(name, case, tmp_path, capfd):
         override["image"] = str(tmp_path / "unreadable.nii.gz")
     if override.get("organs") == "other_grid":
         override["organs"] = _edited(case["organs"], tmp_path, lambda d: d[:-4])
+    if override.get("organs") == "no_masks":
+        (tmp_path / "empty").mkdir()
+        override["organs"] = str(tmp_path / "empty")
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run(tmp_path, case, **{"target_class": 1, "units": "organs", "budget": 60, **override})
     chain, error = [], caught.value
@@ -234,6 +241,40 @@ def test_labels_on_another_grid_are_resampled_on_request(case, tmp_path):
     case["organs"] = _edited(case["organs"], tmp_path, lambda d: d[:-4])
     out = run(tmp_path, case, target_class=1, scores=["fp"], resample_organs=True, budget=60)
     assert (out / "ct" / "explanation.json").exists()
+
+
+def _masks(case, folder):
+    """The label map of a case as TotalSegmentator writes organs: one file each, also for those that are absent."""
+    source, names = nib.load(case["organs"]), json.loads(Path(case["organ_names"]).read_text())
+    folder.mkdir()
+    for number, name in {**names, "99": "absent"}.items():
+        mask = (np.asarray(source.dataobj) == int(number)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(mask, source.affine), folder / f"{name}.nii.gz")
+    return str(folder)
+
+
+@pytest.mark.parametrize("units", ["organs", "hybrid"])
+def test_a_folder_of_masks_gives_the_units_of_the_label_map(units, case, tmp_path):
+    """Files, preprocessing, batch and units; without the explanation."""
+    found = []
+    folder = _masks(case, tmp_path / "segmentations")
+    for organs, names in ((case["organs"], case["organ_names"]), (folder, None)):
+        options = {"image": case["image"], "organs": organs, "organ_names": names, "unit_scale_mm": 60.0}
+        job = workflow(tmp_path, units=units, **options)
+        (batch,) = job.parser.get_parsed_content("dataloader")
+        (ready,) = decollate_batch(batch)
+        ready["receptive_field"] = torch.ones(ready["image"].shape)
+        (make,) = [t for t in job.parser.get_parsed_content("postprocessing").transforms if isinstance(t, UnitsOfKindd)]
+        found.append(Partition.from_metatensor(make(ready)["units"]))
+    by_map, by_folder = found
+    assert sorted(by_folder.names) == sorted(by_map.names)
+    assert set(by_folder.skipped) == {*by_map.skipped, "absent"}
+    assert by_folder.grid.same_as(by_map.grid)
+    for name in by_map.names:
+        np.testing.assert_array_equal(by_folder.mask(name), by_map.mask(name), err_msg=name)
+    assert dict(zip(by_folder.names, by_folder.organs, strict=True)) == dict(
+        zip(by_map.names, by_map.organs, strict=True)
+    )
 
 
 def test_window_larger_than_the_image_works_by_padding(case, tmp_path):
