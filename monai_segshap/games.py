@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["CHANNELS", "SCORES", "SIGNALS", "RegionGame", "ScoreInfo", "check_scores", "score_warnings"]
+from monai_segshap.heads import SIGNALS, OutputHeads
+
+__all__ = ["CHANNELS", "SCORES", "RegionGame", "ScoreInfo", "check_scores", "score_warnings"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,12 @@ SCORES: dict[str, ScoreInfo] = {
 #: What each block of a region contributes: to the tp and the fp score, voxels in P_m and P_0, voxels in P_m only.
 CHANNELS = ("tp", "fp", "hit", "extra")
 
-#: What the sums run over: the target logit (paper 000), its softmax probability, or its lead over the next class.
-SIGNALS = ("logit", "probability", "margin")
-
 
 @dataclass(frozen=True)
 class RegionGame:
     """Scores of one target class in one region, from fused logits.
 
-    With ``P_m`` = voxels whose largest logit is the target's under coalition m, ``P_0`` the same with all units kept,
+    With ``P_m`` = voxels predicted as the target under coalition m, ``P_0`` the same with all units kept,
     ``z`` the target logit and R the region:
 
     * ``tp = 1/|R| sum over R of [P_m and P_0] z``; positive where the network holds on to its prediction,
@@ -59,9 +58,11 @@ class RegionGame:
         reference: bool (h, w, d), P_0 inside the box.
         target: index of the explained class.
         scores: names, in the order of the result.
-        signal: see `SIGNALS`; a winning logit can be negative, then removal raises tp; probability and margin can not.
+        signal: see `monai_segshap.heads.SIGNALS`; a winning logit can be negative, then removal raises tp; probability
+            and margin can not.
         eps: the epsilon of Eq. 5.
         blocks: int (voxels of the region, in C order), block 0..B-1 of each; None: the region is one block.
+        heads: how logits become a prediction.
     """
 
     mask: torch.Tensor
@@ -71,6 +72,7 @@ class RegionGame:
     signal: str = "logit"
     eps: float = 1e-8
     blocks: torch.Tensor | None = None
+    heads: OutputHeads = field(default_factory=OutputHeads)
 
     def __post_init__(self) -> None:
         check_scores(self.scores, self.signal)
@@ -113,9 +115,9 @@ class RegionGame:
         place = (slice(None), self.mask)
         inside = logits[place]
         reference = self.reference[self.mask]
-        predicted = inside.argmax(dim=0) == self.target
+        predicted = self.heads.predicted(inside, self.target)
         hit, extra = predicted & reference, predicted & ~reference
-        signal = self._signal(inside).to(torch.float64)
+        signal = self.heads.signal(inside, self.target, self.signal).to(torch.float64)
         volumes = torch.stack([signal * hit, -signal * extra, hit.double(), extra.double()])
         order, sizes = self._order
         parts = torch.split(volumes[:, order], sizes, dim=1) if len(sizes) > 1 else [volumes]
@@ -125,8 +127,7 @@ class RegionGame:
     def class_counts(self, logits: torch.Tensor) -> NDArray[np.int64]:
         """Voxels of the region predicted as each class, int64 (classes,), from logits (classes, h, w, d)."""
         place = (slice(None), self.mask)
-        predicted = logits[place].argmax(dim=0)
-        return torch.bincount(predicted, minlength=logits.shape[0]).cpu().numpy()
+        return self.heads.counts(logits[place]).cpu().numpy()
 
     def compose(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores (..., T) from sums over blocks (..., 4)."""
@@ -159,15 +160,6 @@ class RegionGame:
             return torch.arange(0), [int(self.mask.sum())]
         blocks = torch.as_tensor(self.blocks, device=self.mask.device)
         return torch.argsort(blocks, stable=True), torch.bincount(blocks).tolist()
-
-    def _signal(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the sums run over, (...) from logits (classes, ...)."""
-        if self.signal == "logit":
-            return logits[self.target]
-        if self.signal == "probability":
-            return torch.softmax(logits.float(), dim=0)[self.target]
-        others = torch.cat([logits[: self.target], logits[self.target + 1 :]]).amax(dim=0)
-        return logits[self.target] - others
 
 
 def check_scores(scores: Sequence[str], signal: str) -> None:

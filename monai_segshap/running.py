@@ -33,11 +33,11 @@ _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def case_name(path: str | Path) -> str:
-    """Name of an image file without folder and ending."""
+    """Name of an image file without folder and ending, and without nnU-Net's number of the first channel (_0000)."""
     name = Path(path).name
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
-    return name
+    return name.removesuffix("_0000") or name
 
 
 def list_cases(
@@ -49,7 +49,7 @@ def list_cases(
 
     Args:
         images: one image file, or a list.
-        organs: label map of each image; None: there are none.
+        organs: label map of each image, or its folder of masks; None: there are none.
         names: name of each case; None: the name of the image file, with the folder's where files share a name.
 
     Returns:

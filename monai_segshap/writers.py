@@ -96,12 +96,16 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
 
     def volumes(folder: Path) -> None:
         labels = explanation.partition.labels
-        _save(explanation, labels.astype(np.int16 if labels.max() < 32768 else np.int32), folder / "units.nii.gz")
-        classes = explanation.prediction
+        kind = np.int16 if labels.max() < 32768 else np.int32
+        _save(explanation, explanation.on_file_grid(labels.astype(kind)), folder / "units.nii.gz")
+        classes = np.asarray(
+            explanation.on_file_grid(explanation.prediction) if explanation.exported is None else explanation.exported
+        )
         _save(explanation, classes.astype(np.uint8 if classes.max() < 256 else np.int16), folder / "prediction.nii.gz")
-        _save(explanation, explanation.region.mask.astype(np.uint8), folder / "region.nii.gz")
+        _save(explanation, explanation.on_file_grid(explanation.region.mask.astype(np.uint8)), folder / "region.nii.gz")
         for score in explanation.scores:
-            _save(explanation, explanation.attribution_map(score), folder / f"attribution_{score}.nii.gz")
+            values = explanation.on_file_grid(explanation.attribution_map(score))
+            _save(explanation, values, folder / f"attribution_{score}.nii.gz")
 
     def pictures(folder: Path) -> None:
         scene = _scene(explanation)
@@ -112,7 +116,8 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
 
 
 def _save(explanation: Explanation, volume: NDArray[np.generic], path: Path) -> None:
-    image = nib.Nifti1Image(explanation.on_file_grid(volume), explanation.file_grid.affine)
+    """Write a volume on the file's grid."""
+    image = nib.Nifti1Image(volume, explanation.file_grid.affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
@@ -132,11 +137,10 @@ def _slicer_colors(explanation: Explanation) -> pd.DataFrame:
 
 def _scene(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
     """What the pictures of all scores share, on the grid of the file."""
-    predicted = explanation.prediction == explanation.target
     return {
         "image": explanation.on_file_grid(explanation.image, fill=float(explanation.image.min())),
         "region": explanation.on_file_grid(explanation.region.mask.astype(np.uint8)).astype(bool),
-        "prediction": explanation.on_file_grid(predicted.astype(np.uint8)).astype(bool),
+        "prediction": explanation.on_file_grid(explanation.target_mask.astype(np.uint8)).astype(bool),
     }
 
 

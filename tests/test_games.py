@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from monai_segshap.games import SCORES, SIGNALS, RegionGame, score_warnings
+from monai_segshap.games import SCORES, RegionGame, score_warnings
+from monai_segshap.heads import SIGNALS
 
 BOX = (4, 5, 3)
 TARGET = 2

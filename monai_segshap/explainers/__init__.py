@@ -5,6 +5,6 @@ from __future__ import annotations
 
 from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.kernel_shap import KernelSHAPExplainer
-from monai_segshap.explainers.ranks import RANKS
+from monai_segshap.explainers.ranks import Ranks
 
-__all__ = ["RANKS", "Explanation", "KernelSHAPExplainer", "software_versions"]
+__all__ = ["Explanation", "KernelSHAPExplainer", "Ranks", "software_versions"]

@@ -8,7 +8,7 @@ from typing import Any
 from monai_segshap.explainers.preparation import PreparedCase, SweepSettings
 from monai_segshap.explainers.sweep import Sweep, SweepResult
 from monai_segshap.inferers import Calibration
-from monai_segshap.shapley import ValueStore, least_rows
+from monai_segshap.shapley import ValueStore
 
 __all__ = ["announce", "execution_record", "execution_warnings"]
 
@@ -16,17 +16,20 @@ __all__ = ["announce", "execution_record", "execution_warnings"]
 def announce(prepared: PreparedCase, sweep: Sweep, calibration: Calibration, store: ValueStore | None) -> str:
     """The plan: units, coalitions, passes, numbers, memory and expected time."""
     partition, evaluator, counts = prepared.partition, prepared.evaluator, sweep.planned
-    tolerance = prepared.settings.tolerance
-    ends = {int(rows[-1]) + 1 for rows, _ in sweep.chunks}
-    looks = [n for n in prepared.stops if n in ends and n >= least_rows(prepared.coalitions)]
-    early = "" if tolerance is None or not looks else f"; fewer once intervals are within +-{tolerance:.0%}"
+    tolerance, runs = prepared.settings.tolerance, runs_per_pass(prepared.settings)
+    early = (
+        ""
+        if tolerance is None or not sweep.looks(prepared.stops)
+        else f"; fewer once intervals are within +-{tolerance:.0%}"
+    )
     lines = [
         f"{partition.n_units} {partition.noun} units: {evaluator.n_units} visible to the region, "
         f"{partition.n_units - evaluator.n_units} dummies with value 0",
         f"{prepared.coalitions.n_evaluations} coalitions, method {prepared.coalitions.method}: "
         f"{prepared.coalitions.reason}{early}",
         f"network passes (windows): naive {counts.naive}, published cache {counts.published_cache}, planned "
-        f"{counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive); {calibration.passes} to calibrate",
+        f"{counts.planned} (1/{counts.naive / max(counts.planned, 1):.1f} of naive); {calibration.passes} to calibrate"
+        + (f"; each of {runs} network runs (folds, mirror images)" if runs > 1 else ""),
         f"numbers: {prepared.settings.numerics.describe()}; {_batches(calibration)}",
     ]
     lines += [f"hint: {calibration.note}"] if calibration.note else []
@@ -38,6 +41,11 @@ def announce(prepared: PreparedCase, sweep: Sweep, calibration: Calibration, sto
     if store is not None:
         lines.append(f"finished coalitions are kept in {store.folder}; the same call continues there")
     return "\n".join(lines)
+
+
+def runs_per_pass(settings: SweepSettings) -> int:
+    """Times that a network runs for one window: more than once for an ensemble or mirror images."""
+    return int(getattr(settings.network, "runs_per_window", 1))
 
 
 def execution_record(
@@ -52,14 +60,15 @@ def execution_record(
         number: of the region.
 
     Returns:
-        "numerics"; "batch_sizes" (library -> used); "lowered_to" (where memory ran out); "library_bits": whether every
-        window was tested to have the bits of the library's batches; "largest_difference" of a logit found by that
-        test; "prediction_difference": largest difference of a logit in the region's box, with all units kept, from
-        the whole-volume prediction (0: the same bits).
+        "numerics"; "runs_per_pass" of a network, see `runs_per_pass`; "batch_sizes" (library -> used); "lowered_to"
+        (where memory ran out); "library_bits": whether every window was tested to have the bits of the library's
+        batches; "largest_difference" of a logit found by that test; "prediction_difference": largest difference of a
+        logit in the region's box, with all units kept, from the whole-volume prediction (0: the same bits).
     """
     lowered = result.lowered_to
     return {
         "numerics": settings.numerics.describe(),
+        "runs_per_pass": runs_per_pass(settings),
         "batch_sizes": {str(k): v for k, v in calibration.batch_sizes.items()},
         "lowered_to": lowered,
         "library_bits": calibration.keeps_bits(lowered),

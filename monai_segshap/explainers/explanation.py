@@ -64,12 +64,12 @@ class Explanation:
         segmentation_forwards: network passes of the whole-volume prediction.
         seconds: wall time: "network" and "total", and that of one "window" found by the calibration.
         image: float32 (H, W, D), for pictures: the network's input or an image given for display.
-        prediction: int (H, W, D), predicted classes.
+        prediction: int (H, W, D), predicted classes, or what `monai_segshap.heads.OutputHeads.label_map` paints.
         file_grid: grid of the image file.
         diagnostics: of the estimator.
         warnings: sentences that a reader must know.
         window_grid: "deployed": windows of the whole-volume inference; "crop, half window" or "crop, full window".
-        signal: what the scores sum, see `monai_segshap.games.SIGNALS`.
+        signal: what the scores sum, see `monai_segshap.heads.SIGNALS`.
         reason: why this estimator was used.
         versions: of the software.
         execution: how the network ran: numeric mode, batch sizes, and whether the bits are the library's.
@@ -80,6 +80,9 @@ class Explanation:
         background: what the game does without units: "empty_classes", voxels of each class that the network predicts
             in the region with every visible unit removed; "by_kept_share", mean scores of the evaluated coalitions
             that keep about a twentieth, a tenth, ... of the units.
+        predicted: bool (H, W, D), voxels predicted as the target, where that is not ``prediction == target``.
+        exported: int, on the file's grid: the label map that the deployed model writes, where it is known.
+        heads: how logits become a prediction, see `monai_segshap.heads.OutputHeads`.
         sensitivity: the same with another baseline, see `KernelSHAPExplainer`; empty: not asked for.
     """
 
@@ -116,6 +119,14 @@ class Explanation:
     groups: UnitGroups | None = None
     background: dict[str, Any] = field(default_factory=dict)
     sensitivity: dict[str, Any] = field(default_factory=dict)
+    predicted: NDArray[np.bool_] | None = None
+    exported: NDArray[np.integer] | None = None
+    heads: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def target_mask(self) -> NDArray[np.bool_]:
+        """Bool (H, W, D), voxels predicted as the target."""
+        return self.prediction == self.target if self.predicted is None else self.predicted
 
     @property
     def efficiency_gap(self) -> NDArray[np.float64]:
@@ -167,14 +178,7 @@ class Explanation:
             "z_mm": np.round(center[:, 2], 2),
             "visible": self.visible,
         }
-        for t, score in enumerate(self.scores):
-            columns[score] = self.values[:, t]
-            columns[f"{score}_se"] = self.standard_errors[:, t]
-        frame = pd.DataFrame(columns)
-        if sort_by is None:
-            return frame
-        order = np.argsort(-np.abs(self.values[:, self.score_index(sort_by)]), kind="stable")
-        return frame.iloc[order].reset_index(drop=True)
+        return self._with_scores(columns, self.values, self.standard_errors, sort_by)
 
     def group_table(self, sort_by: str | None = None) -> pd.DataFrame:
         """One row a group: name, and value and standard error of each score; empty without groups.
@@ -184,13 +188,17 @@ class Explanation:
         """
         if self.groups is None:
             return pd.DataFrame(columns=["name"])
-        columns: dict[str, Any] = {"name": self.groups.names}
+        return self._with_scores({"name": self.groups.names}, self.groups.values, self.groups.standard_errors, sort_by)
+
+    def _with_scores(
+        self, columns: dict[str, Any], values: NDArray[np.float64], errors: NDArray[np.float64], sort_by: str | None
+    ) -> pd.DataFrame:
         for t, score in enumerate(self.scores):
-            columns[score], columns[f"{score}_se"] = self.groups.values[:, t], self.groups.standard_errors[:, t]
+            columns[score], columns[f"{score}_se"] = values[:, t], errors[:, t]
         frame = pd.DataFrame(columns)
         if sort_by is None:
             return frame
-        order = np.argsort(-np.abs(self.groups.values[:, self.score_index(sort_by)]), kind="stable")
+        order = np.argsort(-np.abs(values[:, self.score_index(sort_by)]), kind="stable")
         return frame.iloc[order].reset_index(drop=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,6 +238,7 @@ class Explanation:
             "seed": self.seed,
             "grid": self.window_grid,
             "signal": self.signal,
+            "heads": self.heads,
             "scores": scores,
             "convergence": {
                 "tolerance": self.tolerance,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator
 from monai_segshap.numerics import NumericMode, autocast_state
 from monai_segshap.region import Region
@@ -31,6 +32,7 @@ def question_identity(
     image: torch.Tensor,
     numerics: NumericMode,
     batch_size: str | int,
+    heads: OutputHeads,
 ) -> dict[str, str]:
     """Everything that a score depends on but the coalition itself, as names and digests.
 
@@ -46,20 +48,21 @@ def question_identity(
         image: (C, H, W, D), network space.
         numerics: how the network computes.
         batch_size: "auto" and "library" give the same bits; others are known by their name.
+        heads: how logits become a prediction.
     """
     plan = evaluator.plan
-    windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value}"
+    windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value} {plan.folds}"
     return {
         "network": _network_digest(network),
         "image": digest(image.cpu().numpy()),
-        "replacement": digest(fill.cpu().numpy()),
+        "replacement": digest(fill.cpu().numpy(), "" if evaluator.perturbed is None else evaluator.perturbed.name),
         "units": digest(partition.labels),
         "regions": digest(*(r.mask for r in regions), str([r.target for r in regions])),
         "windows": digest(plan.starts, plan.batch_sizes, plan.weight.cpu().numpy(), windows),
         "coalitions": f"{'pairs' if coalitions.is_paired else coalitions.method}, {evaluator.n_units} units, "
         f"seed {coalitions.seed}",
         "blocks": digest(*blocks),
-        "signal": signal,
+        "signal": f"{signal} of {heads.kind}",
         "numbers": f"{numerics.describe()}, {image.dtype} on {evaluator.device.type}, "
         f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
         "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer
 from numpy.typing import NDArray
 
 from monai_segshap.explainers.announcement import announce, execution_record, execution_warnings
@@ -29,11 +29,12 @@ from monai_segshap.explainers.ranks import Ranks
 from monai_segshap.explainers.sweep import SweepResult
 from monai_segshap.games import score_warnings
 from monai_segshap.geometry import current_grid, require_finite, source_grid
-from monai_segshap.inferers import Calibration
+from monai_segshap.heads import OutputHeads
+from monai_segshap.inferers import Calibration, PerturbedImages
 from monai_segshap.numerics import NumericMode
 from monai_segshap.perturbation import Baseline, ConstantBaseline
 from monai_segshap.region import Region, box_slices
-from monai_segshap.shapley import BlockTable, ShapleyEstimate, least_rows, solve
+from monai_segshap.shapley import BlockTable, ShapleyEstimate, solve
 from monai_segshap.units import Partition
 
 __all__ = ["KernelSHAPExplainer"]
@@ -43,8 +44,9 @@ class KernelSHAPExplainer:
     """Shapley values of units for the segmentation of one or several regions, from one sweep of coalitions.
 
     Args:
-        network: maps (B, C, *roi) to logits (B, classes, *roi), at least two classes (argmax decides).
-        inferer: the deployed `SlidingWindowInferer`; its windows, batch size and fusion are used.
+        network: maps (B, C, *roi) to logits (B, classes, *roi), or (B, folds * classes, *roi) for a plan with folds.
+        inferer: the deployed `SlidingWindowInferer`, or another inferer that `monai_segshap.inferers.PlansWindows`
+            describes; its windows, batch size and fusion are used.
         scores: some of "tp", "fp", "dice", "soft_dice".
         budget: coalitions to evaluate (the full and the empty one come on top); None: see
             `monai_segshap.shapley.default_budget`. 4 for each visible unit is a small budget, 8 a comfortable one.
@@ -73,12 +75,14 @@ class KernelSHAPExplainer:
             "flat": all alike.
         numerics: "exact": as the network is; "fast" or some of "bf16", "fp16", "channels_last", "compile": another
             model in the last digits, named in the result. See `monai_segshap.numerics.NumericMode`.
+        heads: "softmax": classes, argmax decides; "sigmoid": regions that may overlap, each by its own threshold; see
+            `monai_segshap.heads.OutputHeads`.
     """
 
     def __init__(
         self,
         network: Callable[[torch.Tensor], torch.Tensor],
-        inferer: SlidingWindowInferer,
+        inferer: Inferer,
         scores: Sequence[str] = ("tp", "fp", "dice", "soft_dice"),
         budget: int | None = None,
         method: str = "auto",
@@ -97,6 +101,7 @@ class KernelSHAPExplainer:
         tolerance: float | None = 0.2,
         prior: str = "distance",
         second_baseline: Baseline | None = None,
+        heads: str | OutputHeads = "softmax",
     ) -> None:
         self.settings = SweepSettings(
             network=network,
@@ -118,6 +123,7 @@ class KernelSHAPExplainer:
             tolerance=tolerance,
             prior=prior,
             second_baseline=second_baseline,
+            heads=OutputHeads.parse(heads),
         )
         self.scores = self.settings.scores
         self.progress = progress
@@ -131,6 +137,8 @@ class KernelSHAPExplainer:
         class_names: Sequence[str] | None = None,
         case: str = "case",
         display: torch.Tensor | None = None,
+        exported: NDArray[np.integer] | None = None,
+        perturbed: PerturbedImages | None = None,
     ) -> list[Explanation]:
         """Explain regions of one image.
 
@@ -142,6 +150,9 @@ class KernelSHAPExplainer:
             class_names: name of each class.
             case: name of the case.
             display: (1, H, W, D) on the image's grid, shown in pictures, for example the CT in HU; default the image.
+            exported: the label map that the deployed model writes, on the grid of the image's file, where that is not
+                the prediction by nearest neighbor (nnU-Net resamples logits).
+            perturbed: makes perturbed images itself, instead of writing the baseline into the removed voxels.
 
         Returns:
             one explanation for each region.
@@ -151,9 +162,13 @@ class KernelSHAPExplainer:
                 budget too small.
         """
         started = time.perf_counter()
+        logits = logits.as_subclass(torch.Tensor)
         self._check(image, partition, regions, logits)
-        prepared, calibration, result, estimates = self._run(self.settings, image, partition, regions, logits)
-        other = self._with_second_baseline(result.n_rows, image, partition, regions, logits)
+        if perturbed is not None and self.settings.second_baseline is not None:
+            raise ValueError("a second baseline can not be used with images that are perturbed as a whole.")
+        question = (image, partition, regions, logits)
+        prepared, calibration, result, estimates = self._run(self.settings, *question, perturbed)
+        other = self._with_second_baseline(result.n_rows, *question)
         seconds = {
             "network": sum(run[0].evaluator.passes.seconds for run in ((prepared,), other) if run is not None),
             "total": time.perf_counter() - started,
@@ -163,12 +178,14 @@ class KernelSHAPExplainer:
             "case": case,
             "partition": partition,
             "image": np.asarray((image if display is None else display)[0].cpu().numpy(), dtype=np.float32),
-            "prediction": logits.argmax(dim=0).cpu().numpy().astype(np.int32),
+            "prediction": self.settings.heads.label_map(logits).cpu().numpy(),
+            "exported": exported,
             "file_grid": source_grid(image),
             "seconds": seconds,
         }
         found = []
         for number, region in enumerate(regions):
+            shared["predicted"] = self.settings.heads.predicted(logits, region.target).cpu().numpy()
             one = self._explanation(
                 prepared, calibration, result, estimates[number], number, region, class_names, shared
             )
@@ -185,9 +202,10 @@ class KernelSHAPExplainer:
         partition: Partition,
         regions: Sequence[Region],
         logits: torch.Tensor,
+        perturbed: PerturbedImages | None = None,
     ) -> tuple[PreparedCase, Calibration, SweepResult, list[ShapleyEstimate]]:
         """Plan, announce, evaluate, solve."""
-        prepared = PreparedCase(settings, image, partition, regions, logits)
+        prepared = PreparedCase(settings, image, partition, regions, logits, perturbed)
         store = prepared.open_store()
         sweep, calibration = prepared.plan(store)
         if self.progress and sweep.ranks.own == 0:
@@ -222,9 +240,9 @@ class KernelSHAPExplainer:
 
     def _is_enough(self, prepared: PreparedCase, result: SweepResult) -> bool:
         tolerance = prepared.settings.tolerance
-        if tolerance is None or result.n_rows < least_rows(prepared.coalitions):
-            return False
-        return all(bool(e.converged(tolerance).all()) for e in self._estimates(prepared, result, quick=True))
+        return tolerance is not None and all(
+            bool(e.converged(tolerance).all()) for e in self._estimates(prepared, result, quick=True)
+        )
 
     def _explanation(
         self,
@@ -239,9 +257,9 @@ class KernelSHAPExplainer:
     ) -> Explanation:
         """Solve one region; units that its windows do not see get exactly 0."""
         name = _class_name(region.target, class_names)
-        view = prepared.views[number]
+        view, perturbed = prepared.views[number], prepared.evaluator.perturbed
         warnings = self._warnings(
-            estimate, region, result.references[number], shared["prediction"], name, int(view.visible.sum())
+            estimate, region, result.references[number], shared["predicted"], name, int(view.visible.sum())
         )
         warnings += convergence_warnings(estimate, self.scores, self.settings.tolerance)
         settings, tolerance = self.settings, self.settings.tolerance
@@ -260,13 +278,14 @@ class KernelSHAPExplainer:
             method=estimate.method,
             evaluations=result.n_rows,
             seed=settings.seed,
-            baseline=settings.baseline.describe(),
+            baseline=settings.baseline.describe() | {"space": "network" if perturbed is None else perturbed.name},
             forwards=replace(result.forwards, calibration=calibration.passes),
             segmentation_forwards=prepared.evaluator.plan.n_windows,
             diagnostics=estimate.diagnostics,
             warnings=tuple(execution_warnings(settings, record) + warnings),
             window_grid="deployed" if settings.grid == "deployed" else f"crop, {settings.crop_dilation} window",
             signal=settings.signal,
+            heads=settings.heads.describe(),
             reason=prepared.coalitions.reason,
             versions=software_versions(prepared.evaluator.device),
             execution=record,
@@ -293,19 +312,19 @@ class KernelSHAPExplainer:
                 raise ValueError(f"a region has shape {region.mask.shape}; expected the image's, {grid.shape}.")
             if not 0 <= region.target < logits.shape[0]:
                 raise ValueError(f"target class {region.target} is none of the network's {logits.shape[0]} classes.")
-        if tuple(logits.shape[1:]) != grid.shape or logits.shape[0] < 2:
+        if tuple(logits.shape[1:]) != grid.shape:
             raise ValueError(
                 f"the prediction has shape {tuple(logits.shape)}; expected the network's raw output (classes, "
-                f"{', '.join(str(n) for n in grid.shape)}) with at least two classes, before argmax or other "
-                "post-processing."
+                f"{', '.join(str(n) for n in grid.shape)}), before argmax or other post-processing."
             )
+        self.settings.heads.check(len(logits), "the prediction")
 
     def _warnings(
         self,
         estimate: ShapleyEstimate,
         region: Region,
         reference: NDArray[np.bool_],
-        prediction: NDArray[np.integer],
+        predicted: NDArray[np.bool_],
         name: str,
         n_visible: int,
     ) -> list[str]:
@@ -317,7 +336,7 @@ class KernelSHAPExplainer:
                 f"{region.component_voxels} of the chosen one, and the scores speak of all of them. A smaller "
                 "margin_mm, or extent 'component', leaves them out."
             )
-        differing = int(((prediction[part] == region.target) != reference).sum())
+        differing = int((predicted[part] != reference).sum())
         if differing and self.settings.grid == "deployed":
             found.append(
                 f"the prediction given differs from the network's own in {differing} voxels of the region's box; the "

@@ -12,23 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer
 from numpy.typing import NDArray
 
 from monai_segshap.explainers.identity import question_identity
 from monai_segshap.explainers.ranks import Ranks
 from monai_segshap.explainers.sweep import Sweep
 from monai_segshap.games import check_scores
+from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import (
     DILATIONS,
     GRIDS,
     Calibration,
     CoalitionEvaluator,
+    PerturbedImages,
     calibrate,
     check_batch_size,
     crop_box,
-    monai_window_plan,
     plan_chunks,
+    window_plan_of,
 )
 from monai_segshap.numerics import NumericMode, autocast_state
 from monai_segshap.perturbation import Baseline
@@ -41,6 +43,7 @@ from monai_segshap.shapley import (
     all_coalitions,
     default_budget,
     digest,
+    least_rows,
     plan_coalitions,
     restrict_plan,
     stop_rows,
@@ -62,7 +65,7 @@ class SweepSettings:
     """What is asked of every case; the fields are the arguments of `KernelSHAPExplainer`."""
 
     network: Callable[[torch.Tensor], torch.Tensor]
-    inferer: SlidingWindowInferer
+    inferer: Inferer
     scores: tuple[str, ...]
     budget: int | None
     method: str
@@ -80,6 +83,7 @@ class SweepSettings:
     tolerance: float | None
     prior: str
     second_baseline: Baseline | None
+    heads: OutputHeads
     #: calibrations of this process by network and windows
     known: dict[Any, Calibration] = field(default_factory=dict)
 
@@ -131,6 +135,7 @@ class PreparedCase:
         partition: the units.
         regions: what is explained.
         logits: (classes, H, W, D), whole-volume prediction.
+        perturbed: makes perturbed images, see `CoalitionEvaluator`.
 
     Attributes:
         evaluator: of the image, or of its crop.
@@ -149,8 +154,11 @@ class PreparedCase:
         partition: Partition,
         regions: Sequence[Region],
         logits: torch.Tensor,
+        perturbed: PerturbedImages | None = None,
     ) -> None:
         self.settings, self.partition = settings, partition
+        if perturbed is not None and settings.grid == "crop":
+            raise ValueError("images that are perturbed as a whole need the deployed grid; use grid='deployed'.")
         self.n_classes = int(logits.shape[0])
         boxes, masks = [region.box for region in regions], [region.mask for region in regions]
         self.predictions = [_inside(logits.as_subclass(torch.Tensor), box) for box in boxes]
@@ -159,7 +167,7 @@ class PreparedCase:
         fill = settings.baseline.fill(plain, partition.grid.spacing_mm)
         labels = torch.from_numpy(partition.labels)
         if settings.grid == "crop":
-            roi = monai_window_plan(settings.inferer, plain).roi_size
+            roi = window_plan_of(settings.inferer, plain).roi_size
             box = crop_box(boxes, roi, partition.grid.shape, settings.crop_dilation)
             plain, fill, labels = (_inside(volume, box) for volume in (plain, fill, labels))
             regions = [replace(region, mask=region.mask[box_slices(box)]) for region in regions]
@@ -167,7 +175,7 @@ class PreparedCase:
         device = torch.device(settings.device) if settings.device is not None else plain.device
         self.evaluator = CoalitionEvaluator(
             settings.numerics.apply(settings.network, device),
-            monai_window_plan(settings.inferer, plain),
+            window_plan_of(settings.inferer, plain),
             plain,
             labels,
             fill,
@@ -176,6 +184,7 @@ class PreparedCase:
             max_bytes=settings.max_bytes,
             n_units=partition.n_units,
             whole_grid=settings.grid == "crop",
+            perturbed=perturbed,
         )
         self._require_visible_units()
         self.coalitions = self._choose()
@@ -201,6 +210,7 @@ class PreparedCase:
             self.image,
             settings.numerics,
             settings.batch_size,
+            settings.heads,
         )
 
     def open_store(self) -> ValueStore | None:
@@ -236,6 +246,7 @@ class PreparedCase:
             settings.scores,
             settings.signal,
             settings.ranks,
+            settings.heads,
         )
 
     def _calibration(self, store: ValueStore | None, planned: int) -> Calibration:
@@ -290,8 +301,9 @@ class PreparedCase:
 
     @property
     def stops(self) -> list[int]:
-        """Numbers of coalitions after which the values are looked at."""
-        return stop_rows(self.coalitions)
+        """Numbers of coalitions after which the values can be trusted enough to look at them."""
+        least = least_rows(self.coalitions)
+        return [n for n in stop_rows(self.coalitions) if n >= least]
 
     def coalitions_of(self, view: RegionView, n_rows: int) -> tuple[CoalitionPlan, NDArray[np.int64]]:
         """What a region sees of the first coalitions, and their rows in the order of the sweep."""

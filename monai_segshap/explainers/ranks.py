@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["RANKS", "Ranks"]
+__all__ = ["Ranks"]
 
 #: What several processes do: each explains its own cases, or all share the coalitions of one case.
 RANKS = ("alone", "share")

@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from monai_segshap.explainers.ranks import Ranks
 from monai_segshap.games import CHANNELS, RegionGame
-from monai_segshap.inferers import CoalitionEvaluator, EvaluationPlan, ForwardCounts, total_forwards
+from monai_segshap.heads import OutputHeads
+from monai_segshap.inferers import (
+    CoalitionEvaluator,
+    EvaluationPlan,
+    ForwardCounts,
+    largest_difference,
+    total_forwards,
+)
 from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import ValueStore
 
@@ -71,6 +78,7 @@ class Sweep:
         scores: names of the scores.
         signal: see `RegionGame`.
         ranks: the processes that share the chunks.
+        heads: how logits become a prediction.
     """
 
     evaluator: CoalitionEvaluator
@@ -82,6 +90,7 @@ class Sweep:
     scores: tuple[str, ...]
     signal: str
     ranks: Ranks = field(default_factory=Ranks)
+    heads: OutputHeads = field(default_factory=OutputHeads)
 
     @property
     def planned(self) -> ForwardCounts:
@@ -105,13 +114,13 @@ class Sweep:
         Args:
             store: where finished chunks go; None: nowhere.
             progress: show a bar of network passes (rank 0 only).
-            stops: numbers of coalitions, chunk boundaries all of them, after which ``enough`` is asked.
+            stops: numbers of coalitions after which ``enough`` is asked, see `looks`.
             enough: whether the coalitions so far will do; then no more are evaluated.
 
         Returns:
             the same result on every rank.
         """
-        found = _Findings(self)
+        found, looks = _Findings(self), self.looks(stops)
         visible = progress and self.ranks.own == 0
         with _bar(self.planned.planned, visible, self.ranks.count) as advance, _kept_when_interrupted(store):
             for number, (rows, _) in enumerate(self.chunks):
@@ -127,9 +136,14 @@ class Sweep:
                 if number == 0:
                     found.share_references()
                 done = int(rows[-1]) + 1
-                if enough is not None and done in stops and done < len(self.rows) and enough(found.result(number + 1)):
+                if enough is not None and done in looks and enough(found.result(number + 1)):
                     return found.result(number + 1)
         return found.result(len(self.chunks))
+
+    def looks(self, stops: Sequence[int]) -> list[int]:
+        """Those of the numbers of coalitions at which a chunk, but not the run, ends."""
+        ends = {int(rows[-1]) + 1 for rows, _ in self.chunks[:-1]}
+        return [n for n in stops if n in ends]
 
     def _stored(self, store: ValueStore | None, number: int) -> dict[str, NDArray[np.generic]] | None:
         """A chunk from the store, if it is there and holds the same coalitions."""
@@ -151,10 +165,13 @@ class Sweep:
         games = so_far.games
         for row, fused in self.evaluator.run(plan, advance):
             if number == 0:
-                references = [_reference(r, logits) for r, logits in zip(self.regions, fused, strict=True)]
+                references = [
+                    self.heads.predicted(logits, region.target).cpu().numpy()
+                    for region, logits in zip(self.regions, fused, strict=True)
+                ]
                 found |= {f"reference_{r}": reference for r, reference in enumerate(references)}
                 found["prediction_differences"] = np.array(
-                    [_difference(given, own) for given, own in zip(self.predictions, fused, strict=True)]
+                    [largest_difference(given, own) for given, own in zip(self.predictions, fused, strict=True)]
                 )
                 games = self.games(references)
             for r, (game, logits) in enumerate(zip(games, fused, strict=True)):
@@ -178,7 +195,7 @@ class Sweep:
         for region, reference, blocks in zip(self.regions, references, self.blocks, strict=True):
             arrays = (region.mask[box_slices(region.box)], reference, blocks)
             mask, p_0, block = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in arrays)
-            found.append(RegionGame(mask, p_0, region.target, self.scores, self.signal, blocks=block))
+            found.append(RegionGame(mask, p_0, region.target, self.scores, self.signal, blocks=block, heads=self.heads))
         return found
 
 
@@ -233,15 +250,6 @@ class _Findings:
             replace(total_forwards([plan for _, plan in sweep.chunks[:n_chunks]]), run=int(passes.sum())),
             int(lowered[lowered > 0].min()) if lowered.any() else None,
         )
-
-
-def _reference(region: Region, logits: torch.Tensor) -> NDArray[np.bool_]:
-    return (logits.argmax(dim=0) == region.target).cpu().numpy()
-
-
-def _difference(given: torch.Tensor, own: torch.Tensor) -> float:
-    difference = (given.to(own.device, torch.float64) - own.to(torch.float64)).abs()
-    return float(difference.nan_to_num(nan=torch.finfo(torch.float64).max).max())
 
 
 @contextmanager

@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 from monai_segshap.inferers.caching import CacheInfo, CachingSlidingWindowInferer, UnitPerturbation
-from monai_segshap.inferers.calibration import BATCH_CHOICES, Calibration, calibrate, check_batch_size
+from monai_segshap.inferers.calibration import (
+    BATCH_CHOICES,
+    Calibration,
+    calibrate,
+    check_batch_size,
+    largest_difference,
+)
 from monai_segshap.inferers.chunks import plan_chunks, total_forwards
-from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
+from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan, infer_volume
+from monai_segshap.inferers.images import PerturbedImages
 from monai_segshap.inferers.jobs import (
     ForwardCounts,
     Incidence,
@@ -15,7 +22,15 @@ from monai_segshap.inferers.jobs import (
     count_forwards,
     plan_jobs,
 )
-from monai_segshap.inferers.window_plan import DILATIONS, GRIDS, WindowPlan, crop_box, monai_window_plan
+from monai_segshap.inferers.window_plan import (
+    DILATIONS,
+    GRIDS,
+    PlansWindows,
+    WindowPlan,
+    crop_box,
+    monai_window_plan,
+    window_plan_of,
+)
 
 __all__ = [
     "BATCH_CHOICES",
@@ -29,6 +44,8 @@ __all__ = [
     "ForwardCounts",
     "Incidence",
     "JobPlan",
+    "PerturbedImages",
+    "PlansWindows",
     "UnitPerturbation",
     "WindowPlan",
     "calibrate",
@@ -36,8 +53,11 @@ __all__ = [
     "compute_incidence",
     "count_forwards",
     "crop_box",
+    "infer_volume",
+    "largest_difference",
     "monai_window_plan",
     "plan_chunks",
     "plan_jobs",
     "total_forwards",
+    "window_plan_of",
 ]

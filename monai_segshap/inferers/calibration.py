@@ -13,7 +13,7 @@ import torch
 from monai_segshap.inferers.evaluation import CoalitionEvaluator, EvaluationPlan
 from monai_segshap.inferers.passes import NetworkPasses, largest_divisor, peak_memory
 
-__all__ = ["BATCH_CHOICES", "Calibration", "calibrate", "check_batch_size"]
+__all__ = ["BATCH_CHOICES", "Calibration", "calibrate", "check_batch_size", "largest_difference"]
 
 #: "auto": the fastest size with the library's bits; "library": its own; "fastest": whatever the bits.
 BATCH_CHOICES = ("auto", "library", "fastest")
@@ -177,7 +177,7 @@ class _Trials:
             self.evaluator.check(logits, size, self.evaluation.n_classes)
             for place, job in enumerate(placed):
                 if job in self.expected:
-                    difference = max(difference, _difference(logits[place], self.expected[job]))
+                    difference = max(difference, largest_difference(logits[place], self.expected[job]))
         found = _Trial(min(seconds), difference)
         self.found[library_size, size] = found
         return found
@@ -253,10 +253,9 @@ class _Trials:
         return [int(known[i % len(known)]) for i in range(count)]
 
 
-def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest absolute difference; 0 for the same bits only."""
-    if torch.equal(logits, expected):
-        return 0.0
+def largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; 0 for the same numbers only, NaN in the same places included."""
+    logits = logits.to(expected.device)
     same = (logits == expected) | (logits.isnan() & expected.isnan())
     difference = (logits.to(torch.float64) - expected.to(torch.float64)).abs()
     return float(torch.where(same, 0.0, difference).nan_to_num(nan=torch.finfo(torch.float64).max).max())

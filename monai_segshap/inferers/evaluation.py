@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_segshap.inferers.images import PerturbedImages
 from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compute_incidence, count_forwards, plan_jobs
 from monai_segshap.inferers.passes import NetworkPasses
 from monai_segshap.inferers.window_plan import WindowPlan
 from monai_segshap.region import Box
 
-__all__ = ["CoalitionEvaluator", "EvaluationPlan"]
+__all__ = ["CoalitionEvaluator", "EvaluationPlan", "infer_volume", "mean_of_folds"]
 
 #: Slices of a window (or None where it misses the region), and of the region, for one region.
 _Cut = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
@@ -50,7 +51,7 @@ class CoalitionEvaluator:
     ``visible``.
 
     Args:
-        network: maps (B, C, *roi) to logits (B, classes, *roi).
+        network: maps (B, C, *roi) to logits (B, classes, *roi), or (B, folds * classes, *roi), see `WindowPlan`.
         plan: windows of the deployed inference.
         image: (C, H, W, D), network space, finite.
         labels: int (H, W, D), units 1..M, 0 is never perturbed.
@@ -60,6 +61,8 @@ class CoalitionEvaluator:
         max_bytes: bound for the logits kept from one coalition to the next.
         n_units: M; default the largest label.
         whole_grid: see `count_forwards`.
+        perturbed: makes the images of coalitions where a removed unit changes voxels beyond its own; then ``fill`` is
+            not used, and no window is shared.
 
     Attributes:
         visible: bool (M,), units that change a voxel of a window that touches a region. Coalitions are of these.
@@ -87,6 +90,7 @@ class CoalitionEvaluator:
         max_bytes: int = 4 * 1024**3,
         n_units: int | None = None,
         whole_grid: bool = False,
+        perturbed: PerturbedImages | None = None,
     ) -> None:
         if tuple(image.shape[1:]) != plan.image_shape or tuple(labels.shape) != plan.image_shape:
             raise ValueError(
@@ -109,6 +113,9 @@ class CoalitionEvaluator:
         self.peak_held_bytes = self._held_bytes = 0
         active = plan.touching(boxes)
         incidence = compute_incidence(plan, active, labels, image, fill, n_units or int(labels.max()))
+        self.perturbed = perturbed
+        if perturbed is not None:
+            incidence = perturbed.incidence(incidence)
         self.visible = incidence.visible
         self.n_units = int(self.visible.sum())
         self.incidence: Incidence = incidence.restricted_to(self.visible)
@@ -157,7 +164,7 @@ class CoalitionEvaluator:
 
         Args:
             rows: bool (K, ``n_units``), True keeps a visible unit.
-            n_classes: channels of the network's output.
+            n_classes: channels of the prediction.
         """
         if rows.ndim != 2 or rows.shape[1] != self.n_units:
             raise ValueError(f"coalitions have shape {rows.shape}; expected (K, {self.n_units}).")
@@ -166,7 +173,7 @@ class CoalitionEvaluator:
             rows,
             self.incidence,
             self.run_sizes,
-            self._entry_voxels * n_classes * itemsize,
+            self._entry_voxels * n_classes * self.plan.folds * itemsize,
             self.max_bytes,
         )
         return EvaluationPlan(rows, n_classes, jobs, count_forwards(rows, self.incidence, jobs, self.whole_grid))
@@ -216,7 +223,7 @@ class CoalitionEvaluator:
         """Input windows (B, C, *roi) of some jobs, in the memory layout in which the library sends them."""
         windows, rows = evaluation.jobs.windows, evaluation.jobs.rows
         contents = [self._content(int(windows[job]), evaluation.rows[rows[job]]) for job in jobs]
-        if len(jobs) > 1:
+        if len(jobs) > 1 or self.plan.contiguous:
             return torch.stack(contents)
         # a batch of one is a view of the image there, and reductions round by the strides
         if self._scratch is None:
@@ -227,6 +234,11 @@ class CoalitionEvaluator:
 
     def _content(self, active: int, row: NDArray[np.bool_]) -> torch.Tensor:
         part = self.plan.window_slices(int(self.incidence.active[active]))
+        if self.perturbed is not None:
+            kept_units = np.ones(len(self.visible), dtype=bool)
+            kept_units[self.visible] = row
+            h, w, d = part
+            return self.plan.pad(self.perturbed(kept_units), as_image=True)[:, h, w, d].to(self.device)
         keep = torch.ones(self.n_units + 1, dtype=torch.bool)
         keep[1:] = torch.from_numpy(np.ascontiguousarray(row))
         kept = keep.to(self.device)[self._labels[part]]
@@ -235,12 +247,14 @@ class CoalitionEvaluator:
 
     def check(self, logits: Any, size: int, n_classes: int) -> None:
         """Raise unless a network's answer to a batch is one tensor of logits at full resolution."""
-        expected = (size, n_classes, *self.plan.roi_size)
+        folds = self.plan.folds
+        expected = (size, folds * n_classes, *self.plan.roi_size)
         came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if came != expected:
             raise ValueError(
                 f"the network returned {came} for a batch of windows; expected one tensor of shape {expected}: "
-                f"full-resolution logits of the {n_classes} classes of the whole-volume prediction."
+                f"full-resolution logits of the {n_classes} classes of the whole-volume prediction"
+                + (f", for each of {folds} folds." if folds > 1 else ".")
             )
 
     def _weighted_cuts(self, active: int, logits: torch.Tensor) -> list[torch.Tensor]:
@@ -272,7 +286,7 @@ class CoalitionEvaluator:
             if total is None:
                 raise ValueError("no window touches a region; is its box inside the image?")
             total /= self._counts[b]
-            fused.append(total)
+            fused.append(mean_of_folds(total, self.plan.folds))
         return fused
 
     def _count(self, b: int) -> torch.Tensor:
@@ -283,6 +297,58 @@ class CoalitionEvaluator:
             if cut is not None:
                 count[cut[1]] += weight[cut[0]]
         return count
+
+
+def infer_volume(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    plan: WindowPlan,
+    image: torch.Tensor,
+    progress: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Whole-volume inference by a plan, window by window: the same bits as `CoalitionEvaluator` finds in any region.
+
+    Args:
+        network: as there; where the image is.
+        plan: of windows that the library sends one at a time (batch size 1).
+        image: (C, H, W, D).
+        progress: called with 1 after each window.
+
+    Returns:
+        fused logits (classes, H, W, D) in the dtype of the plan's weight, on the plan's stitching device.
+    """
+    padded = plan.pad(image.as_subclass(torch.Tensor), as_image=True)
+    device = plan.stitch_device or image.device
+    weight = plan.weight.to(image.device)
+    total: torch.Tensor | None = None
+    count = torch.zeros(plan.padded_shape, dtype=weight.dtype, device=device)
+    for number in range(plan.n_windows):
+        place = plan.window_slices(number)
+        inside = (slice(None), *place)
+        logits = network(padded[inside][None].contiguous())[0].clone()
+        if total is None:
+            total = torch.zeros((logits.shape[0], *plan.padded_shape), dtype=weight.dtype, device=device)
+        logits *= weight
+        total[inside] += logits.to(device)
+        count[place] += weight.to(device)
+        if progress is not None:
+            progress(1)
+    if total is None:
+        raise ValueError("the plan holds no window.")
+    total /= count
+    h, w, d = (slice(p, p + n) for p, n in zip(plan.low_padding, plan.image_shape, strict=True))
+    return mean_of_folds(total[:, h, w, d], plan.folds)
+
+
+def mean_of_folds(logits: torch.Tensor, folds: int) -> torch.Tensor:
+    """Mean over folds, added up one after the other: (folds * classes, ...) to (classes, ...)."""
+    if folds == 1:
+        return logits
+    first, *others = logits.reshape(folds, -1, *logits.shape[1:])
+    mean = first.clone()
+    for other in others:
+        mean += other
+    mean /= folds
+    return mean
 
 
 def _cut(plan: WindowPlan, window: int, box: Box) -> _Cut | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.region import Box
 
-__all__ = ["DILATIONS", "GRIDS", "WindowPlan", "crop_box", "monai_window_plan"]
+__all__ = ["DILATIONS", "GRIDS", "PlansWindows", "WindowPlan", "crop_box", "monai_window_plan", "window_plan_of"]
 
 #: Window grids: that of the deployed whole-volume inference, or a fresh one on the cropped receptive field (paper 000).
 GRIDS = ("deployed", "crop")
@@ -33,12 +34,16 @@ class WindowPlan:
         padded_shape: shape after padding.
         roi_size: window size.
         starts: int64 (W, 3), first voxel of each window, in the padded image.
-        weight: fusion weight of a window, shape ``roi_size``, in the accumulator's dtype.
+        weight: fusion weight of a window, shape ``roi_size``; windows are added up in its dtype.
         batch_sizes: int64 (W,), size of the network batch in which the library runs each window. Convolution kernels
             may round differently for another batch size, so a window is always run in batches of its own size.
         padding_mode: mode for `torch.nn.functional.pad`.
         padding_value: value for constant padding.
         stitch_device: device on which windows are added up; None: the image's.
+        contiguous: whether the library sends copies of windows to the network. Otherwise a batch of one is a view of
+            the padded image, by whose strides reductions round.
+        folds: networks whose fused logits are averaged; the network's channels are those of the first fold, then those
+            of the second, and so on.
     """
 
     image_shape: tuple[int, int, int]
@@ -51,6 +56,8 @@ class WindowPlan:
     padding_mode: str
     padding_value: float
     stitch_device: torch.device | None = None
+    contiguous: bool = False
+    folds: int = 1
 
     @property
     def n_windows(self) -> int:
@@ -96,6 +103,36 @@ class WindowPlan:
             return torch.nn.functional.pad(source[None], amounts, mode=self.padding_mode)[0].to(volume.dtype)
         value = self.padding_value if as_image else 0
         return torch.nn.functional.pad(volume, amounts, mode="constant", value=value)
+
+
+@runtime_checkable
+class PlansWindows(Protocol):
+    """An inferer that knows its own windows, unlike MONAI's."""
+
+    def window_plan(self, image: torch.Tensor) -> WindowPlan:
+        """The windows that it runs for an image (C, H, W, D) of batch size 1."""
+
+
+def window_plan_of(inferer: Any, image: torch.Tensor) -> WindowPlan:
+    """The windows of a deployed inferer: its own plan where it has one, else that of a MONAI `SlidingWindowInferer`.
+
+    Args:
+        inferer: with a method ``window_plan``, or MONAI's.
+        image: (C, H, W, D); shape, dtype and device matter, not the values.
+
+    Raises:
+        TypeError: for any other inferer: without windows there is nothing to share.
+        ValueError: see `monai_window_plan`.
+    """
+    if isinstance(inferer, PlansWindows):
+        return inferer.window_plan(image)
+    if not isinstance(inferer, SlidingWindowInferer):
+        raise TypeError(
+            f"the inferer is a {type(inferer).__name__}; expected MONAI's SlidingWindowInferer, or an inferer with a "
+            "method window_plan. For a network that takes the whole image at once use a SlidingWindowInferer whose "
+            "roi_size is the image's."
+        )
+    return monai_window_plan(inferer, image)
 
 
 def monai_window_plan(inferer: SlidingWindowInferer, image: torch.Tensor) -> WindowPlan:

@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends
 
-from monai_segshap.geometry import current_grid, require_finite, resample_nearest
+from monai_segshap.geometry import current_grid, require_finite, resample_nearest, source_grid
+from monai_segshap.transforms.organs import ORGAN_NAMES_META
 
 __all__ = ["CheckImaged", "MatchGridd"]
 
@@ -46,13 +47,15 @@ class CheckImaged(MapTransform):
 
 
 class MatchGridd(MapTransform):
-    """Raise if a label map lies on another grid than the image; resample it if that is asked for.
+    """Bring a label map to the image's grid; raise if it is another one than expected and none was asked for.
 
     Args:
         keys: label maps (C, H, W, D).
         reference_key: the image.
         resample: False: raise with both grids; True: bring the labels to the image's grid by nearest neighbor.
         tolerance_mm: distance up to which voxels count as the same.
+        of_file: the labels are expected on the grid of the image's file, and brought from there to the grid on which
+            preprocessing has put the image (cropped, resampled, transposed); False: on the image's grid as it is.
         allow_missing_keys: as in MONAI.
     """
 
@@ -64,28 +67,32 @@ class MatchGridd(MapTransform):
         reference_key: str = "image",
         resample: bool = False,
         tolerance_mm: float = 0.1,
+        of_file: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.reference_key, self.resample, self.tolerance_mm = reference_key, resample, tolerance_mm
+        self.of_file = of_file
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Check or resample each key."""
         d = dict(data)
         target = current_grid(d[self.reference_key])
+        expected = source_grid(d[self.reference_key]) if self.of_file else target
         for key in self.key_iterator(d):
             source = current_grid(d[key])
-            if source.same_as(target, self.tolerance_mm):
-                continue
-            if not self.resample:
+            if not self.resample and not source.same_as(expected, self.tolerance_mm):
                 raise ValueError(
                     f"{key!r} and {self.reference_key!r} lie on different grids: {key!r} has {source.describe()}; "
-                    f"{self.reference_key!r} has {target.describe()}. If they show the same body in the same "
+                    f"{self.reference_key!r} has {expected.describe()}. If they show the same body in the same "
                     "coordinates, ask for resampling (nearest neighbor): MatchGridd(..., resample=True), in a bundle "
                     "--resample_organs True."
                 )
+            if source.same_as(target, self.tolerance_mm):
+                continue
             volume = np.stack(
                 [resample_nearest(c.numpy(), source, target) for c in d[key].cpu().as_subclass(torch.Tensor)]
             )
-            d[key] = MetaTensor(torch.from_numpy(volume), affine=torch.as_tensor(target.affine))
+            names = {k: v for k, v in getattr(d[key], "meta", {}).items() if k == ORGAN_NAMES_META}
+            d[key] = MetaTensor(torch.from_numpy(volume), affine=torch.as_tensor(target.affine), meta=names)
         return d

@@ -6,21 +6,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.inferers import Inferer, SlidingWindowInferer
+from monai.inferers import Inferer
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import TransformBackends
 from numpy.typing import NDArray
 
-from monai_segshap.explainers import RANKS, Explanation, KernelSHAPExplainer
+from monai_segshap.explainers import Explanation, KernelSHAPExplainer, Ranks
 from monai_segshap.geometry import current_grid, source_grid
-from monai_segshap.inferers import crop_box, monai_window_plan
+from monai_segshap.heads import OutputHeads
+from monai_segshap.inferers import crop_box, window_plan_of
 from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Box, Region, RegionSpec, box_slices, select_region
 from monai_segshap.running import case_name
@@ -85,6 +85,7 @@ class SelectRegiond(MapTransform):
         field_key: key of the uint8 receptive field (1, H, W, D).
         grid: "deployed" or "crop"; with "crop" the receptive field is the cropped box of paper 000.
         crop_dilation: "half" or "full", see `monai_segshap.inferers.crop_box`.
+        heads: "softmax" or "sigmoid", see `monai_segshap.heads.OutputHeads`.
         allow_missing_keys: as in MONAI.
     """
 
@@ -96,15 +97,17 @@ class SelectRegiond(MapTransform):
         target_class: int | str | Sequence[int | str],
         region: Any = "largest",
         class_names: Sequence[str] | None = None,
-        inferer: SlidingWindowInferer | None = None,
+        inferer: Inferer | None = None,
         image_key: str = "image",
         output_key: str = "region",
         field_key: str = "receptive_field",
         grid: str = "deployed",
         crop_dilation: str = "half",
+        heads: str | OutputHeads = "softmax",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.heads = OutputHeads.parse(heads)
         targets: list[int | str] = [target_class] if isinstance(target_class, (int, str)) else list(target_class)
         specs = [RegionSpec.parse(r) for r in (region if isinstance(region, (list, tuple)) else [region])]
         count = max(len(targets), len(specs))
@@ -123,15 +126,10 @@ class SelectRegiond(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             logits, image = d[key], d[self.image_key]
-            if logits.shape[0] < 2:
-                raise ValueError(
-                    f"{key!r} has shape {tuple(logits.shape)}; expected logits of at least two classes, before "
-                    "argmax. A network with one output channel has no argmax; give it a background channel."
-                )
+            self.heads.check(logits.shape[0], repr(key))
             grid = current_grid(image)
-            prediction = logits.argmax(dim=0).cpu().as_subclass(torch.Tensor).numpy()
             regions = [
-                self._region(prediction, target, spec, image, int(logits.shape[0]))
+                self._region(logits.as_subclass(torch.Tensor), target, spec, image)
                 for target, spec in zip(self.targets, self.specs, strict=True)
             ]
             d[self.output_key] = _pack(regions, torch.as_tensor(grid.affine))
@@ -143,7 +141,7 @@ class SelectRegiond(MapTransform):
         return d
 
     def _field(self, image: torch.Tensor, boxes: Sequence[Box]) -> NDArray[np.bool_]:
-        plan = monai_window_plan(cast(SlidingWindowInferer, self.inferer), image.as_subclass(torch.Tensor))
+        plan = window_plan_of(self.inferer, image.as_subclass(torch.Tensor))
         if self.grid == "deployed":
             return plan.receptive_field(boxes)
         box = crop_box(boxes, plan.roi_size, plan.image_shape, self.crop_dilation)
@@ -151,10 +149,9 @@ class SelectRegiond(MapTransform):
         field[box_slices(box)] = True
         return field
 
-    def _region(
-        self, prediction: np.ndarray, target: int | str, spec: RegionSpec, image: torch.Tensor, n_classes: int
-    ) -> Region:
-        index = _class_index(target, self.class_names, n_classes)
+    def _region(self, logits: torch.Tensor, target: int | str, spec: RegionSpec, image: torch.Tensor) -> Region:
+        index = _class_index(target, self.class_names, int(logits.shape[0]))
+        prediction = self.heads.seen_from(logits, index).cpu().numpy()
         name = self.class_names[index] if self.class_names and index < len(self.class_names) else None
         mask = None
         if spec.mask is not None:
@@ -177,12 +174,14 @@ class KernelSHAPd(MapTransform):
         display_key: image for pictures, for example the CT in HU; default the image.
         case: name of the case; default what stands under ``case_key``, or else the name of the image file.
         case_key: see ``case``.
+        perturbed_key: key of a `monai_segshap.inferers.PerturbedImages`, if there is one.
+        exported_key: key of the label map that the deployed model writes, int on the file's grid, if there is one.
         output_key: key of the list of explanations, one for each region.
         map_prefix: maps are added as "PREFIX_SCORE", float32 (regions, H, W, D).
         allow_missing_keys: as in MONAI.
         options: of the explainer: scores, budget, method, seed, baseline, signal, device, grid,
             crop_dilation, max_bytes, progress, ranks, store_dir, batch_size, numerics, tolerance,
-            prior, second_baseline.
+            prior, second_baseline, heads.
     """
 
     backend = (TransformBackends.TORCH,)
@@ -191,7 +190,7 @@ class KernelSHAPd(MapTransform):
         self,
         keys: KeysCollection,
         network: Callable[[torch.Tensor], torch.Tensor],
-        inferer: SlidingWindowInferer,
+        inferer: Inferer,
         *,
         units_key: str = "units",
         region_key: str = "region",
@@ -200,6 +199,8 @@ class KernelSHAPd(MapTransform):
         display_key: str | None = None,
         case: str | None = None,
         case_key: str = "case",
+        exported_key: str = "exported",
+        perturbed_key: str = "perturbed",
         output_key: str = "explanations",
         map_prefix: str = "attribution",
         allow_missing_keys: bool = False,
@@ -210,6 +211,7 @@ class KernelSHAPd(MapTransform):
         self.units_key, self.region_key, self.pred_key = units_key, region_key, pred_key
         self.class_names, self.display_key = class_names, display_key
         self.case, self.case_key = case, case_key
+        self.exported_key, self.perturbed_key = exported_key, perturbed_key
         self.output_key, self.map_prefix = output_key, map_prefix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -225,6 +227,8 @@ class KernelSHAPd(MapTransform):
                 self.class_names,
                 case=self.case or str(d.get(self.case_key) or _case_name(image)),
                 display=d[self.display_key] if self.display_key else None,
+                exported=d.get(self.exported_key),
+                perturbed=d.get(self.perturbed_key),
             )
             d[self.output_key] = found
             for score in self.explainer.scores:
@@ -262,9 +266,7 @@ class SaveExplanationd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_dir, self.overview, self.print_table = Path(output_dir), overview, print_table
-        if ranks not in RANKS:
-            raise ValueError(f"unknown ranks {ranks!r}; expected one of {', '.join(RANKS)}.")
-        self.ranks, self.files_key = ranks, files_key
+        self.ranks, self.files_key = Ranks(ranks), files_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write each explanation, and add the paths to the dictionary."""
@@ -272,7 +274,7 @@ class SaveExplanationd(MapTransform):
         for key in self.key_iterator(d):
             found: list[Explanation] = d[key]
             d[self.files_key] = []
-            if self.ranks == "share" and idist.get_rank() > 0:
+            if self.ranks.own > 0:
                 continue
             for number, explanation in enumerate(found, start=1):
                 folder = self.output_dir / explanation.case

@@ -16,6 +16,8 @@ from monai.utils import TransformBackends
 from numpy.typing import NDArray
 
 from monai_segshap.geometry import current_grid
+from monai_segshap.heads import OutputHeads
+from monai_segshap.transforms.organs import carried_organ_names
 from monai_segshap.units import (
     Partition,
     cube_partition,
@@ -74,7 +76,8 @@ class OrganUnits(_UnitsTransform):
     """One unit for each organ of a label map (1, H, W, D). Unlabeled voxels are never perturbed.
 
     Args:
-        names: see `monai_segshap.units.load_label_names`.
+        names: see `monai_segshap.units.load_label_names`. A label map that `LoadOrgans` read from a folder carries the
+            names of the files: None takes them, and names given all the same must have each of them.
         select: names of the organs to use; default all present.
     """
 
@@ -83,7 +86,7 @@ class OrganUnits(_UnitsTransform):
 
     def partition(self, img: torch.Tensor, within: NDArray[np.bool_] | None) -> Partition:
         """See `monai_segshap.units.organ_partition`."""
-        return organ_partition(_labels(img), current_grid(img), self.names, self.select)
+        return organ_partition(_labels(img), current_grid(img), _organ_names(img, self.names), self.select)
 
 
 class FCCUnits(_UnitsTransform):
@@ -124,7 +127,8 @@ class HybridUnits(_UnitsTransform):
 
     Args:
         scale_mm: distance of neighboring cell centers, mm.
-        names: see `monai_segshap.units.load_label_names`.
+        names: see `monai_segshap.units.load_label_names`. A label map that `LoadOrgans` read from a folder carries the
+            names of the files: None takes them, and names given all the same must have each of them.
         select: names of the organs to use; default all present.
         scale_definition: see `monai_segshap.units.fcc_labels`.
         min_voxels: merge smaller units into a neighbor of the same organ; 0: never.
@@ -143,8 +147,9 @@ class HybridUnits(_UnitsTransform):
 
     def partition(self, img: torch.Tensor, within: NDArray[np.bool_] | None) -> Partition:
         """See `monai_segshap.units.hybrid_partition`."""
+        names = _organ_names(img, self.names)
         made = hybrid_partition(
-            _labels(img), current_grid(img), self.scale_mm, self.names, within, self.select, self.scale_definition
+            _labels(img), current_grid(img), self.scale_mm, names, within, self.select, self.scale_definition
         )
         return _merged(made, self.min_voxels)
 
@@ -155,14 +160,26 @@ class PredictedClassUnits(_UnitsTransform):
     Args:
         class_names: background first.
         include_background: whether the background is a unit, too.
+        heads: see `monai_segshap.heads.OutputHeads`; of "sigmoid" heads, which overlap, the last one gets a voxel, and
+            ``class_names`` has no background.
     """
 
-    def __init__(self, class_names: Sequence[str] | None = None, include_background: bool = False) -> None:
-        self.class_names, self.include_background = class_names, include_background
+    def __init__(
+        self,
+        class_names: Sequence[str] | None = None,
+        include_background: bool = False,
+        heads: str | OutputHeads = "softmax",
+    ) -> None:
+        self.kind = OutputHeads.parse(heads).kind
+        overlap = self.kind == "sigmoid" and class_names is not None
+        self.class_names = ["background", *(class_names or ())] if overlap else class_names
+        self.include_background = include_background
 
     def partition(self, img: torch.Tensor, within: NDArray[np.bool_] | None) -> Partition:
         """See `monai_segshap.units.predicted_class_partition`."""
-        labels = _labels(img.argmax(dim=0, keepdim=True) if img.shape[0] > 1 else img)
+        is_map = img.shape[0] == 1 and not img.is_floating_point()
+        logits = (self.kind == "sigmoid" and not is_map) or img.shape[0] > 1
+        labels = _labels(OutputHeads(self.kind).label_map(img)[None] if logits else img)
         return predicted_class_partition(labels, current_grid(img), self.class_names, self.include_background)
 
 
@@ -249,11 +266,12 @@ class UnitsOfKindd(MapTransform):
         scale_mm: for fcc, hybrid and cubes.
         organs_key: key of the organ label map, for organs and hybrid.
         pred_key: key of the prediction, for predicted.
-        names: names of the organ labels.
+        names: names of the organ labels, see `OrganUnits`.
         class_names: names of the classes, for predicted.
         within_key: key of the mask in which lattice cells are made.
         output_key: key of the label volume.
         min_voxels: see `HybridUnits`.
+        heads: see `PredictedClassUnits`.
         allow_missing_keys: as in MONAI.
     """
 
@@ -271,6 +289,7 @@ class UnitsOfKindd(MapTransform):
         within_key: str | None = "receptive_field",
         output_key: str = "units",
         min_voxels: int = 0,
+        heads: str | OutputHeads = "softmax",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -283,7 +302,7 @@ class UnitsOfKindd(MapTransform):
             "fcc": lambda: FCCUnits(scale_mm, min_voxels=min_voxels),
             "hybrid": lambda: HybridUnits(scale_mm, names, min_voxels=min_voxels),
             "cubes": lambda: CubeUnits(scale_mm, min_voxels=min_voxels),
-            "predicted": lambda: PredictedClassUnits(class_names),
+            "predicted": lambda: PredictedClassUnits(class_names, heads=heads),
         }[kind]()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -292,7 +311,8 @@ class UnitsOfKindd(MapTransform):
         if d.get(self.source_key) is None:
             raise ValueError(
                 f"units {self.kind!r} are made from {self.source_key!r}, which this case does not have (keys: "
-                f"{sorted(str(k) for k in d)}). Give an organ label map, or choose units 'fcc', 'cubes' or 'predicted'."
+                f"{sorted(str(k) for k in d)}). Give an organ label map or a folder of masks, or choose units 'fcc', "
+                "'cubes' or 'predicted'."
             )
         within = d[self.within_key] if self.within_key else None
         d[self.output_key] = self.transform(d[self.source_key], within)
@@ -303,6 +323,20 @@ def _labels(img: torch.Tensor) -> NDArray[np.integer]:
     if img.ndim != 4 or img.shape[0] != 1:
         raise ValueError(f"got a label map of shape {tuple(img.shape)}; expected (1, H, W, D).")
     return whole_numbers(img.detach().cpu().as_subclass(torch.Tensor).numpy()[0])
+
+
+def _organ_names(img: torch.Tensor, given: Mapping[int, str]) -> Mapping[int, str]:
+    """Names that the label map carries from a folder of masks, or else those given."""
+    carried = carried_organ_names(img)
+    unknown = sorted(set(carried.values()) - set(given.values())) if given else []
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{len(unknown)} of {len(carried)} masks in the folder of organs have names that are not among the organ "
+            f"names given ({shown}). The files name the organs themselves: leave the names out (organ_names null), or "
+            "give names that have all of them."
+        )
+    return carried or given
 
 
 def _merged(partition: Partition, min_voxels: int) -> Partition:

@@ -452,12 +452,16 @@ def test_units_on_another_grid_are_refused_with_both_grids(make_setting, change)
 
 
 @pytest.mark.parametrize(
-    "logits",
-    [torch.zeros(1, *SHAPE), torch.zeros(3, 23, 9, 10), torch.zeros(*SHAPE)],
-    ids=lambda t: str(tuple(t.shape)),
+    ("logits", "message"),
+    [
+        (torch.zeros(1, *SHAPE), r"the prediction has 1 channel\(s\); expected logits of at least two classes"),
+        (torch.zeros(3, 23, 9, 10), "the prediction has shape .* expected the network's raw output"),
+        (torch.zeros(*SHAPE), "the prediction has shape .* expected the network's raw output"),
+    ],
+    ids=["label map", "another grid", "no channels"],
 )
-def test_postprocessed_logits_are_refused(make_setting, logits):
-    with pytest.raises(ValueError, match=r"the prediction has shape .* expected the network's raw output"):
+def test_postprocessed_logits_are_refused(make_setting, logits, message):
+    with pytest.raises(ValueError, match=message):
         make_setting().explain([region_of(NEAR, target=0)], logits=logits)
 
 

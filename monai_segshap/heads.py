@@ -1,0 +1,110 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""What the output channels of a network mean: classes that exclude each other, or regions that may overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["HEAD_KINDS", "SIGNALS", "OutputHeads"]
+
+#: "softmax": the largest logit decides; "sigmoid": each channel decides for itself.
+HEAD_KINDS = ("softmax", "sigmoid")
+
+#: What scores sum over: the target logit (paper 000), its probability, or its lead over what would outvote it.
+SIGNALS = ("logit", "probability", "margin")
+
+
+@dataclass(frozen=True)
+class OutputHeads:
+    """How logits become a prediction.
+
+    Attributes:
+        kind: "softmax": channels are classes, the first one the background, and the largest logit decides; "sigmoid":
+            channels are regions that may overlap (BraTS' whole tumor and tumor core, nnU-Net's region-based training),
+            and a voxel belongs to one if its probability is above 0.5.
+        paint: for "sigmoid": the number that each channel's voxels get in a label map, in the order of the channels,
+            later ones over earlier ones (nnU-Net's ``regions_class_order``); None: 1, 2, 3, ...
+    """
+
+    kind: str = "softmax"
+    paint: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEAD_KINDS:
+            raise ValueError(f"unknown heads {self.kind!r}; expected one of {', '.join(HEAD_KINDS)}.")
+        if self.paint is not None and self.kind != "sigmoid":
+            raise ValueError("the heads have an order of painting, which is for kind 'sigmoid' only.")
+
+    @classmethod
+    def parse(cls, heads: str | OutputHeads) -> OutputHeads:
+        """Read a kind by name."""
+        return heads if isinstance(heads, OutputHeads) else cls(str(heads))
+
+    def check(self, n_channels: int, what: str) -> None:
+        """Raise unless logits of so many channels decide anything.
+
+        Raises:
+            ValueError: for softmax over fewer than two channels, no channel, or an order of painting that does not fit.
+        """
+        if self.kind == "softmax" and n_channels < 2:
+            raise ValueError(
+                f"{what} has {n_channels} channel(s); expected logits of at least two classes, before argmax. A "
+                "network with one output channel has no argmax: use heads='sigmoid', or give it a background channel."
+            )
+        if n_channels < 1 or (self.paint is not None and len(self.paint) != n_channels):
+            raise ValueError(
+                f"{what} has {n_channels} channel(s); expected {len(self.paint or (1,))}, one for each head."
+            )
+
+    def predicted(self, logits: torch.Tensor, target: int) -> torch.Tensor:
+        """Bool (...), voxels predicted as the target, from logits (channels, ...)."""
+        if self.kind == "softmax":
+            return logits.argmax(dim=0) == target
+        return torch.sigmoid(logits[target].float()) > 0.5
+
+    def seen_from(self, logits: torch.Tensor, target: int) -> torch.Tensor:
+        """Int32 (...), the channel that each voxel is predicted as, and the target wherever it is predicted.
+
+        Where several other sigmoid heads claim a voxel the last one stands; -1: none does.
+        """
+        if self.kind == "softmax":
+            return logits.argmax(dim=0).to(torch.int32)
+        found = torch.full(logits.shape[1:], -1, dtype=torch.int32, device=logits.device)
+        for channel in (*(c for c in range(logits.shape[0]) if c != target), target):
+            found[self.predicted(logits, channel)] = channel
+        return found
+
+    def label_map(self, logits: torch.Tensor) -> torch.Tensor:
+        """Int32 (...), one number for each voxel, from logits (channels, ...): the class, or what `paint` says."""
+        if self.kind == "softmax":
+            return logits.argmax(dim=0).to(torch.int32)
+        painted = torch.zeros(logits.shape[1:], dtype=torch.int32, device=logits.device)
+        for channel, number in enumerate(self.paint or range(1, logits.shape[0] + 1)):
+            painted[self.predicted(logits, channel)] = number
+        return painted
+
+    def counts(self, logits: torch.Tensor) -> torch.Tensor:
+        """Int64 (channels,), voxels predicted as each channel, from logits (channels, voxels)."""
+        if self.kind == "softmax":
+            return torch.bincount(logits.argmax(dim=0), minlength=logits.shape[0])
+        return (torch.sigmoid(logits.float()) > 0.5).sum(dim=1)
+
+    def signal(self, logits: torch.Tensor, target: int, kind: str) -> torch.Tensor:
+        """What scores sum over, (...) from logits (channels, ...), see `SIGNALS`.
+
+        The margin of a sigmoid head is its logit: nothing but its own threshold can outvote it.
+        """
+        if kind == "probability":
+            whole = logits.float()
+            return torch.sigmoid(whole[target]) if self.kind == "sigmoid" else torch.softmax(whole, dim=0)[target]
+        if kind == "margin" and self.kind == "softmax":
+            others = torch.cat([logits[:target], logits[target + 1 :]]).amax(dim=0)
+            return logits[target] - others
+        return logits[target]
+
+    def describe(self) -> dict[str, Any]:
+        """Entries for ``explanation.json``."""
+        return {"kind": self.kind, "paint": None if self.paint is None else list(self.paint)}
