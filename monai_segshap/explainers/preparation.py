@@ -235,7 +235,8 @@ class PreparedCase:
 
     def _sweep(self) -> Sweep:
         settings, rows = self.settings, self.coalitions.rows[self.order]
-        chunks = plan_chunks(self.evaluator, rows, self.n_classes, self.stops)
+        # chunks end at every stop, so that a store serves all estimators of pairs
+        chunks = plan_chunks(self.evaluator, rows, self.n_classes, stop_rows(self.coalitions))
         return Sweep(
             self.evaluator,
             rows,

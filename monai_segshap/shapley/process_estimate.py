@@ -129,6 +129,8 @@ def _inflation(errors: Floats, spreads: Floats) -> float:
 class _Channel:
     """Processes of the blocks in which one channel varies, with shared hyperparameters.
 
+    Errors and covariance are found only for channels whose sum is part of a score; others have no pairs (n = 0).
+
     Attributes:
         surrogates: the processes.
         errors: (n,), by how much their sum misses the odd differences of left-out pairs.
@@ -156,8 +158,12 @@ def _use_blocks(
     Returns:
         for each score the inflation of its standard errors; None for ratios, which keep the scalar process' errors.
     """
-    used = (blocks.linear != 0).any(axis=0)
-    channels = [_channel(rows, blocks.outputs[:, :, c], locality, checked, used[c]) for c in range(len(used))]
+    summed = (np.nan_to_num(blocks.linear) != 0).any(axis=0)
+    used = summed | np.isnan(blocks.linear).any(axis=0)
+    channels = [
+        _channel(rows, blocks.outputs[:, :, c] if used[c] else None, locality, checked if summed[c] else None)
+        for c in range(len(used))
+    ]
     by_channel = np.stack([_values_of(channel, rows.shape[1]) for channel in channels], axis=1)
     inflations: list[float | None] = [None] * len(blocks.linear)
     ratios = []
@@ -204,15 +210,14 @@ def _emulate(
 
 
 def _channel(
-    rows: NDArray[np.bool_], outputs: Floats, locality: Locality, checked: NDArray[np.int64], used: bool
+    rows: NDArray[np.bool_], outputs: Floats | None, locality: Locality, checked: NDArray[np.int64] | None
 ) -> _Channel:
-    """Processes of the blocks (n, B) of one channel, judged by the pairs ``checked``; none if it is not used."""
+    """Processes of the blocks (n, B) of one channel, judged by the pairs ``checked``; none without outputs."""
     n_units = rows.shape[1]
-    errors, variances = np.zeros((2, len(checked)))
+    errors, variances = np.zeros((2, 0 if checked is None else len(checked)))
     found: list[Surrogate] = []
     covariance = np.zeros((n_units, n_units))
-    lively = np.flatnonzero(np.ptp(outputs, axis=0) > 0)
-    if not used or len(lively) == 0:
+    if outputs is None or len(lively := np.flatnonzero(np.ptp(outputs, axis=0) > 0)) == 0:
         return _Channel(found, errors, variances, covariance)
     placed = locality.block_distances_mm
     distances = [None if placed is None else placed[b] for b in lively]
@@ -224,10 +229,11 @@ def _channel(
     sizes = size_kernel(rows, rows)
     for output, prior in parts:
         surrogate = fit_surrogate(rows, output, prior, chosen, keep_factor=True, sizes=sizes)
-        missed, spreads = _left_out(surrogate, checked)
-        errors += missed
-        variances += spreads**2
-        covariance += surrogate.covariance()[0]
+        if checked is not None:
+            missed, spreads = _left_out(surrogate, checked)
+            errors += missed
+            variances += spreads**2
+            covariance += surrogate.covariance()[0]
         found.append(replace(surrogate, factor=None))  # n^2 numbers that nobody needs any more
     return _Channel(found, errors, variances, covariance)
 
