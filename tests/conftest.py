@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,9 @@ from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import DynUNet, SegResNet, UNet
 
 torch.set_num_threads(1)
+
+sys.path.insert(0, str(Path(__file__).parent / "nnunet"))
+pytest_plugins = ("tiny_nnunet_fixtures",)  # used in several folders, made once
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
@@ -101,6 +108,20 @@ class LibraryWindow:
         low = [max(r - n, 0) // 2 for r, n in zip(roi, shape, strict=True)]
         first = [s - p for s, p in zip(self.start, low, strict=True)]
         return all(f <= b and f + r > a for f, r, a, b in zip(first, roi, *box, strict=True))
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Iterator[Callable[..., SimpleNamespace]]:
+    """``load_benchmark(name, *parts)``: the modules NAME_PART of benchmarks/ by their part, and NAME as ``script``."""
+    folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
+
+    def load(name: str, *parts: str) -> SimpleNamespace:
+        modules = {part: importlib.import_module(f"{name}_{part}") for part in parts}
+        return SimpleNamespace(**modules, script=importlib.import_module(name))
+
+    sys.path.insert(0, folder)
+    yield load
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

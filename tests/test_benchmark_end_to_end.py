@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,18 +11,13 @@ import torch
 
 from monai_segshap.shapley import all_coalitions
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-PARTS = ("methods", "cases", "measuring", "report")
 ROI = (8, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def bench():
+def bench(load_benchmark):
     """The benchmark's modules, and its script."""
-    sys.path.insert(0, str(BENCHMARKS))
-    parts = {part: importlib.import_module(f"end_to_end_{part}") for part in PARTS}
-    yield SimpleNamespace(**parts, script=importlib.import_module("end_to_end"))
-    sys.path.remove(str(BENCHMARKS))
+    return load_benchmark("end_to_end", "methods", "cases", "measuring", "report")
 
 
 @pytest.fixture

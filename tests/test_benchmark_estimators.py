@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,17 +16,11 @@ from monai_segshap.region import select_region
 from monai_segshap.shapley import all_coalitions, exact_shapley
 from monai_segshap.units import cube_partition
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-PARTS = ("methods", "games", "ct", "runs", "report")
-
 
 @pytest.fixture(scope="module")
-def bench():
+def bench(load_benchmark):
     """The benchmark's modules, and its script."""
-    sys.path.insert(0, str(BENCHMARKS))
-    parts = {part: importlib.import_module(f"estimators_{part}") for part in PARTS}
-    yield SimpleNamespace(**parts, script=importlib.import_module("estimators"))
-    sys.path.remove(str(BENCHMARKS))
+    return load_benchmark("estimators", "methods", "games", "ct", "runs", "report")
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -6,28 +6,21 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from monai_segshap.shapley import all_coalitions, plan_coalitions
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ROI = (16, 12, 12)
 SHAPE = (60, 44, 40)
 BOX = ((27, 20, 17), (30, 23, 21))
 
 
 @pytest.fixture(scope="module")
-def forwards() -> Iterator[ModuleType]:
+def forwards(load_benchmark):
     """What counts, for the report of `forwards.py`."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("forwards_counting")
-    sys.path.remove(str(BENCHMARKS))
+    return load_benchmark("forwards", "counting").counting
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import math
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from brute_force import shapley_over_all_orders
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -169,12 +169,6 @@ def test_values_equal_brute_force_through_the_plain_inferer(settings, network, s
         fp = -z[r & predicted & ~reference].sum() / r.sum()
         dice = 2 * (r & predicted & reference).sum() / ((r & predicted).sum() + (r & reference).sum())
         game[kept] = np.array([tp, fp, dice, tp + fp])
-    values = np.zeros((5, 4))
-    for order in itertools.permutations(range(5)):
-        kept = [False] * 5
-        for unit in order:
-            before = game[tuple(kept)]
-            kept[unit] = True
-            values[unit] += (game[tuple(kept)] - before) / math.factorial(5)
+    values = shapley_over_all_orders(game, 5)
     np.testing.assert_allclose(found.values, values, atol=1e-6)
     assert np.abs(values).max() > 0.01

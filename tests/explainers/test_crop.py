@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from brute_force import shapley_over_all_orders
 from monai.inferers import SlidingWindowInferer
 
 from monai_segshap.explainers import KernelSHAPExplainer
@@ -82,14 +83,7 @@ def brute_force(case, dilation):
     for kept, logits in outputs.items():
         hit = (logits.argmax(0).numpy() == 1) & reference & mask
         game[kept] = logits[1].double().numpy()[hit].sum() / mask.sum()
-    values = np.zeros(4)
-    for order in itertools.permutations(range(4)):
-        kept = [False] * 4
-        for unit in order:
-            before = game[tuple(kept)]
-            kept[unit] = True
-            values[unit] += (game[tuple(kept)] - before) / math.factorial(4)
-    return values
+    return shapley_over_all_orders(game, 4)[:, 0]
 
 
 @pytest.mark.parametrize("dilation", ["half", "full"])

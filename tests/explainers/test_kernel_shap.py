@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from brute_force import shapley_over_all_orders
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
@@ -111,20 +111,6 @@ def paper_scores(logits: np.ndarray, full: np.ndarray, region: Region) -> list[f
         both, predicted, reference = both + (now and before), predicted + now, reference + before
     size = np.count_nonzero(region.mask)
     return [tp / size, fp / size, 2 * both / (predicted + reference + 1e-8), soft / size]
-
-
-def shapley_over_all_orders(game: dict[tuple[bool, ...], np.ndarray], n_units: int) -> np.ndarray:
-    """Mean marginal contribution over every order in which units can join."""
-    values = np.zeros((n_units, len(next(iter(game.values())))))
-    for order in itertools.permutations(range(n_units)):
-        kept = [False] * n_units
-        before = game[tuple(kept)]
-        for unit in order:
-            kept[unit] = True
-            after = game[tuple(kept)]
-            values[unit] += after - before
-            before = after
-    return values / math.factorial(n_units)
 
 
 def brute_force(setting: Setting, region: Region) -> tuple[np.ndarray, dict[tuple[bool, ...], np.ndarray]]:
