@@ -1,0 +1,107 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Explain cases while a MONAI evaluator runs over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.transforms import Decollated
+
+from monai_segshap.explainers import Explanation
+from monai_segshap.running import root_cause
+
+__all__ = ["ExplanationHandler"]
+
+Case = dict[str, Any]
+
+
+class ExplanationHandler:
+    """Explain cases of a MONAI evaluator, whatever its post-processing does.
+
+    The handler acts when the network has run and nothing has been done to its logits yet
+    (``IterationEvents.FORWARD_COMPLETED``): each case of the batch goes through ``explain`` alone, with its meta data.
+    Neither batch nor output of the engine are changed. Results are in ``engine.state.explanations``, a list that starts
+    anew with each epoch; an evaluation of several processes explains on each one its own cases.
+
+    Args:
+        explain: a transform that adds a list of explanations to a case, for example a Compose of `SelectRegiond`,
+            a transform of units, `KernelSHAPd` and `SaveExplanationd`. It gets the case's entries of the batch, and
+            "image", "label" and "pred" as the engine has them: channels first, "pred" raw logits.
+        select: which cases; gets the same entries. None: all of them.
+        max_cases: at most so many cases an epoch (in each process).
+        key: under which ``explain`` puts the explanations.
+        on_error: "raise", or "warn": a case that can not be explained, for example because the class is absent, is
+            noted in ``engine.state.unexplained`` as (number of the case, message), and logged; the evaluation goes on.
+
+    Raises:
+        ValueError: for other values.
+
+    Example:
+        >>> handler = ExplanationHandler(explain=lambda case: {**case, "explanations": []}, max_cases=2)
+    """
+
+    def __init__(
+        self,
+        explain: Callable[[Case], Mapping[Any, Any]],
+        select: Callable[[Case], bool] | None = None,
+        max_cases: int | None = None,
+        key: str = "explanations",
+        on_error: str = "raise",
+    ) -> None:
+        if max_cases is not None and max_cases < 1:
+            raise ValueError(f"max_cases is {max_cases}; expected 1 or more, or None for every case.")
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'warn'.")
+        self.explain, self.select, self.max_cases = explain, select, max_cases
+        self.key, self.on_error = key, on_error
+        self._seen = self._taken = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator.
+
+        Raises:
+            ValueError: if the engine has no such event, because it is no MONAI engine.
+        """
+        if not engine.has_registered_events(IterationEvents.FORWARD_COMPLETED):
+            raise ValueError(
+                f"the engine ({type(engine).__name__}) does not fire FORWARD_COMPLETED; expected a MONAI engine, for "
+                "example SupervisedEvaluator."
+            )
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Explain the cases of the batch that the engine has just run."""
+        for case in _cases(engine):
+            number, self._seen = self._seen, self._seen + 1
+            if self.max_cases is not None and self._taken >= self.max_cases:
+                continue
+            if self.select is not None and not self.select(case):
+                continue
+            self._taken += 1
+            try:
+                found = self.explain(dict(case))[self.key]
+            except Exception as error:
+                if self.on_error == "raise":
+                    raise
+                message = str(root_cause(error))
+                engine.state.unexplained.append((number, message))
+                engine.logger.warning("case %d of the evaluation was not explained: %s", number, message)
+                continue
+            engine.state.explanations += [found] if isinstance(found, Explanation) else list(found)
+
+    def _start(self, engine: Engine) -> None:
+        self._seen = self._taken = 0
+        engine.state.explanations, engine.state.unexplained = [], []
+
+
+def _cases(engine: Engine) -> list[Case]:
+    """Each case of the batch, with what the engine made of it."""
+    split = Decollated(keys=None, detach=True)
+    output = split(dict(engine.state.output))
+    batch = engine.state.batch
+    entries = split(dict(batch)) if isinstance(batch, Mapping) else [{}] * len(output)
+    return [{**own, **made} for own, made in zip(entries, output, strict=True)]
