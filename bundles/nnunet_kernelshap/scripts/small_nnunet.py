@@ -254,7 +254,7 @@ def write_results_folder(
         (folder / f"fold_{fold}").mkdir(exist_ok=True)
         content = {
             **(leftovers or {}),
-            "network_weights": {k: v.detach().clone() for k, v in network.state_dict().items()},
+            "network_weights": dict(network.state_dict()),  # shared weights stay shared
             "init_args": {
                 "plans": plan.plans(),
                 "configuration": plan.configuration,
