@@ -49,25 +49,29 @@ def runs_per_pass(settings: SweepSettings) -> int:
 
 
 def execution_record(
-    settings: SweepSettings, calibration: Calibration, result: SweepResult, number: int
+    prepared: PreparedCase, calibration: Calibration, result: SweepResult, number: int
 ) -> dict[str, Any]:
     """How the network ran, as plain values.
 
     Args:
-        settings: of the run.
+        prepared: the case.
         calibration: of its batches.
         result: of its sweep.
         number: of the region.
 
     Returns:
-        "numerics"; "runs_per_pass" of a network, see `runs_per_pass`; "batch_sizes" (library -> used); "lowered_to"
+        "numerics"; "accumulator" type in which windows are added up; "folds" and "mirror_axes" of an ensemble;
+        "runs_per_pass" of a network, see `runs_per_pass`; "batch_sizes" (library -> used); "lowered_to"
         (where memory ran out); "library_bits": whether every window was tested to have the bits of the library's
         batches; "largest_difference" of a logit found by that test; "prediction_difference": largest difference of a
         logit in the region's box, with all units kept, from the whole-volume prediction (0: the same bits).
     """
-    lowered = result.lowered_to
+    lowered, settings, plan = result.lowered_to, prepared.settings, prepared.evaluator.plan
     return {
         "numerics": settings.numerics.describe(),
+        "accumulator": str(plan.weight.dtype).removeprefix("torch."),
+        "folds": plan.folds,
+        "mirror_axes": list(getattr(settings.network, "mirror_axes", ())),
         "runs_per_pass": runs_per_pass(settings),
         "batch_sizes": {str(k): v for k, v in calibration.batch_sizes.items()},
         "lowered_to": lowered,

@@ -263,7 +263,7 @@ class KernelSHAPExplainer:
         )
         warnings += convergence_warnings(estimate, self.scores, self.settings.tolerance)
         settings, tolerance = self.settings, self.settings.tolerance
-        record = execution_record(settings, calibration, result, number)
+        record = execution_record(prepared, calibration, result, number)
         values, errors = (on_all_units(view.visible, v) for v in (estimate.values, estimate.standard_errors))
         return Explanation(
             target=region.target,

@@ -59,6 +59,9 @@ class Watched(torch.nn.Module):
 def test_by_default_the_network_runs_as_deployed_and_nothing_is_said(plain):
     assert plain.execution == {
         "numerics": "exact",
+        "accumulator": "float32",
+        "folds": 1,
+        "mirror_axes": [],
         "runs_per_pass": 1,
         "batch_sizes": {"2": 2, "1": 2},
         "lowered_to": None,
