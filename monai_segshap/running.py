@@ -17,6 +17,7 @@ from monai.engines import Workflow
 __all__ = [
     "case_name",
     "cases_of_rank",
+    "file_stem",
     "join_ranks",
     "leave_ranks",
     "list_cases",
@@ -32,12 +33,18 @@ _INPUT_ERRORS = (ValueError, OSError)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
-def case_name(path: str | Path) -> str:
-    """Name of an image file without folder and ending, and without nnU-Net's number of the first channel (_0000)."""
+def file_stem(path: str | Path) -> str:
+    """Name of an image file without folder and ending; the whole name of any other file."""
     name = Path(path).name
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
-    return name.removesuffix("_0000") or name
+    return name
+
+
+def case_name(path: str | Path) -> str:
+    """Name of an image file without folder and ending, and without nnU-Net's number of the first channel (_0000)."""
+    stem = file_stem(path)
+    return stem.removesuffix("_0000") or stem
 
 
 def list_cases(

@@ -19,7 +19,7 @@ from monai.utils import TransformBackends
 from numpy.typing import NDArray
 
 from monai_segshap.geometry import current_grid
-from monai_segshap.running import case_name
+from monai_segshap.running import file_stem
 
 __all__ = ["ORGAN_NAMES_META", "LoadOrgans", "LoadOrgansd", "carried_organ_names"]
 
@@ -74,7 +74,7 @@ class LoadOrgans(Transform):
         if not path.is_dir():
             return _load(path, self.dtype, "the organ label map")
         files = _mask_files(path)
-        names = [case_name(file) for file in files]
+        names = [file_stem(file) for file in files]
         mask = _load_mask(files[0])
         grid, meta = current_grid(mask), dict(mask.meta)
         merged = _Merged(grid.shape, names)
@@ -177,15 +177,15 @@ class _Merged:
 def _mask_files(folder: Path) -> list[Path]:
     """Image files of a folder, sorted by name."""
     entries = sorted(folder.iterdir(), key=lambda p: p.name)
-    # a name that case_name shortens ends like an image
-    files = [p for p in entries if p.is_file() and not p.name.startswith(".") and case_name(p) != p.name]
+    # a name that file_stem shortens ends like an image
+    files = [p for p in entries if p.is_file() and not p.name.startswith(".") and file_stem(p) != p.name]
     if not files:
         held = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:5]) or "nothing"
         raise ValueError(
             f"the folder {folder} holds no mask (it holds {held}); expected one image file for each structure, such as "
             "spleen.nii.gz, directly in it, or a label map file instead of a folder."
         )
-    twice = [name for name, count in Counter(map(case_name, files)).items() if count > 1]
+    twice = [name for name, count in Counter(map(file_stem, files)).items() if count > 1]
     if twice:
         raise ValueError(f"the folder {folder} holds several masks named {', '.join(twice)}; keep one of each.")
     if len(files) > np.iinfo(np.int16).max:

@@ -1,0 +1,27 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Names of cases and files."""
+
+from __future__ import annotations
+
+import pytest
+
+from monai_segshap.running import case_name, file_stem, list_cases
+
+
+@pytest.mark.parametrize(
+    ("path", "stem", "case"),
+    [
+        ("a/ct.nii.gz", "ct", "ct"),
+        ("a/liver_12_0000.nii.gz", "liver_12_0000", "liver_12"),
+        ("b/scan.v2.nrrd", "scan.v2", "scan.v2"),
+        ("_0000.nii", "_0000", "_0000"),
+        ("notes_0000.txt", "notes_0000.txt", "notes_0000.txt"),
+    ],
+)
+def test_names_of_files_and_cases(path, stem, case):
+    assert (file_stem(path), case_name(path)) == (stem, case)
+
+
+def test_cases_of_one_name_are_told_apart_by_their_folder():
+    cases = list_cases(["p1/ct_0000.nii.gz", "p2/ct_0000.nii.gz"])
+    assert [c["case"] for c in cases] == ["p1_ct", "p2_ct"]
