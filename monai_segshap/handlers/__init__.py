@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from monai_segshap.handlers.explanation import ExplanationHandler
+from monai_segshap.handlers.selectors import DiceBelow, HasFalsePositive
 
-__all__ = ["ExplanationHandler"]
+__all__ = ["DiceBelow", "ExplanationHandler", "HasFalsePositive"]
