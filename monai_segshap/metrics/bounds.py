@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from monai_segshap.metrics.memory import ScoreMemory
 from monai_segshap.shapley import MAX_EXACT_UNITS, all_coalitions
 
-__all__ = ["BOUNDS", "AopcBounds", "beam_aopc_bounds", "exact_aopc_bounds", "find_bounds", "keeping", "mean_drop"]
+__all__ = [
+    "BOUNDS",
+    "AopcBounds",
+    "beam_aopc_bounds",
+    "check_bounds",
+    "exact_aopc_bounds",
+    "find_bounds",
+    "keeping",
+    "mean_drop",
+]
 
 Floats = NDArray[np.float64]
 Order = NDArray[np.int64]
@@ -78,9 +87,9 @@ def exact_aopc_bounds(values: NDArray[np.floating]) -> AopcBounds:
         )
     if not np.isfinite(table).all():
         raise ValueError(f"{int((~np.isfinite(table)).sum())} of {len(table)} values are not finite; expected none.")
-    orders = [_best_order(sign * (table[-1] - table), n_units) for sign in (-1.0, 1.0)]
-    lower, upper = (mean_drop(table[keeping(order) @ (1 << np.arange(n_units))]) for order in orders)
-    return AopcBounds(lower, upper, "exact", f"all 2**{n_units} coalitions are known", *orders)
+    first, last = (_best_order(sign * (table[-1] - table), n_units) for sign in (-1.0, 1.0))
+    lower, upper = (mean_drop(table[keeping(order) @ (1 << np.arange(n_units))]) for order in (first, last))
+    return AopcBounds(lower, upper, "exact", f"all 2**{n_units} coalitions are known", first, last)
 
 
 def beam_aopc_bounds(memory: ScoreMemory, width: int) -> AopcBounds:
@@ -106,15 +115,15 @@ def beam_aopc_bounds(memory: ScoreMemory, width: int) -> AopcBounds:
         scores = memory(np.concatenate([~beam.removed for beam in children]))[:, 0]
         parts = np.split(full - scores, [len(children[0].removed)])
         beams = [b.best(sign * drop, width) for b, sign, drop in zip(children, (-1.0, 1.0), parts, strict=True)]
-    orders = [beam.orders[0] for beam in beams]
-    lower, upper = (mean_drop(memory(keeping(order))[:, 0]) for order in orders)
+    first, last = (beam.orders[0] for beam in beams)
+    lower, upper = (mean_drop(memory(keeping(order))[:, 0]) for order in (first, last))
     complete = width >= math.comb(m, m // 2)
     reason = f"a beam of width {width}" + (", wide enough to hold every coalition" if complete else "")
-    return AopcBounds(lower, upper, "beam", reason, *orders, width, memory.n_evaluations - before)
+    return AopcBounds(lower, upper, "beam", reason, first, last, width, memory.n_evaluations - before)
 
 
-def find_bounds(memory: ScoreMemory, kind: str, budget: int, width: int) -> AopcBounds:
-    """Bounds by the method asked for; "auto" takes the first of exact, beam and none that the budget allows.
+def check_bounds(kind: str, budget: int, width: int, n_units: int) -> None:
+    """Refuse, before anything is evaluated, what `find_bounds` could not do.
 
     Raises:
         ValueError: for an unknown method, a bad number, or "exact" with more than ``MAX_EXACT_UNITS`` units.
@@ -123,27 +132,29 @@ def find_bounds(memory: ScoreMemory, kind: str, budget: int, width: int) -> Aopc
         raise ValueError(f"bounds is {kind!r}; expected one of {', '.join(BOUNDS)}.")
     if budget < 0 or width < 1:
         raise ValueError(f"budget is {budget} and beam_width {width}; expected 0 or more, and 1 or more.")
+    if kind == "exact" and n_units > MAX_EXACT_UNITS:
+        raise ValueError(
+            f"exact bounds of {n_units} units need all 2**{n_units} coalitions; expected at most {MAX_EXACT_UNITS} "
+            "units. Use bounds='beam', or fewer and larger units."
+        )
+
+
+def find_bounds(memory: ScoreMemory, kind: str, budget: int, width: int) -> AopcBounds:
+    """Bounds by the method asked for; "auto" takes the first of exact, beam and none that the budget allows."""
     m, missing, most = memory.n_units, memory.n_missing, _most_beam_evaluations(memory.n_units, width)
     enumerable = m <= MAX_EXACT_UNITS
-    if kind == "exact" and not enumerable:
-        raise ValueError(
-            f"exact bounds of {m} units need all 2**{m} coalitions; expected at most {MAX_EXACT_UNITS} units. Use "
-            "bounds='beam', or fewer and larger units."
-        )
     if kind == "exact" or (kind == "auto" and enumerable and missing <= budget):
         before = memory.n_evaluations
         found = exact_aopc_bounds(memory.table()[:, 0])
-        asked = memory.n_evaluations - before
-        return AopcBounds(
-            found.lower, found.upper, "exact", found.reason, found.lower_order, found.upper_order, None, asked
-        )
+        return replace(found, n_evaluations=memory.n_evaluations - before)
     if kind == "beam" or (kind == "auto" and most <= budget):
         return beam_aopc_bounds(memory, width)
     reason = "bounds='none'"
     if kind == "auto":
+        exact = f"the {missing} of all 2**{m} that are not known" if enumerable else f"all 2**{m}"
         reason = (
-            f"the budget of {budget} coalitions is below the {missing:.3g} that all 2**{m} still need, and the {most} of "
-            f"a beam of width {width}: raise the budget, lower beam_width, or use larger units"
+            f"the budget of {budget} coalitions is below {exact}, and below the {most} that a beam of width {width} "
+            "can need: raise the budget, lower beam_width, or use larger units"
         )
     return AopcBounds(math.nan, math.nan, "none", reason)
 

@@ -22,7 +22,7 @@ Known = NDArray[np.floating] | tuple[NDArray[np.bool_], NDArray[np.floating]]
 class ScoreMemory:
     """A game behind a memory of its coalitions.
 
-    Scores of one evaluation serve all metrics: ``memory.score(t)`` is the game of one score, and what one score asked is
+    One evaluation serves all scores: ``memory.score(t)`` is the game of one of them, and what one has asked for is
     there for the next.
 
     Args:
@@ -128,7 +128,9 @@ class ScoreMemory:
     def _check(self, scores: object, rows: Rows, what: str) -> Floats:
         found = np.asarray(scores, dtype=np.float64)
         if found.ndim not in (1, 2) or len(found) != len(rows):
-            raise ValueError(f"{what} have shape {found.shape}; expected ({len(rows)},) or ({len(rows)}, T), a row each.")
+            raise ValueError(
+                f"{what} have shape {found.shape}; expected ({len(rows)},) or ({len(rows)}, T), a row each."
+            )
         table = found[:, None] if found.ndim == 1 else found
         expected = self._n_scores if self._n_scores is not None else table.shape[1]
         if table.shape[1] != expected:
@@ -164,5 +166,7 @@ def _as_rows(rows: object, n_units: int, what: str) -> Rows:
     if found.ndim != 2 or found.shape[1] != n_units:
         raise ValueError(f"{what} have shape {found.shape}; expected (K, {n_units}), a column for each unit.")
     if found.dtype != bool and not np.isin(found, (0, 1)).all():
-        raise ValueError(f"{what} have type {found.dtype} and values other than 0 and 1; expected True for a kept unit.")
+        raise ValueError(
+            f"{what} have type {found.dtype} and values other than 0 and 1; expected True for a kept unit."
+        )
     return np.ascontiguousarray(found, dtype=bool)
