@@ -227,7 +227,7 @@ def _component(
 ) -> NDArray[np.bool_]:
     labels, count = ndimage.label(hit, structure=np.ones((3, 3, 3)))
     if count == 0:
-        present = ", ".join(str(c) for c in np.unique(prediction))
+        present = ", ".join(str(c) for c in np.unique(prediction) if c >= 0) or "none"
         raise ValueError(
             f"the prediction holds no voxel of {name}; it holds classes {present}. Choose another target_class, or "
             "explain why it is absent with a region of mode 'box' or 'mask' and the score 'fp'."

@@ -101,7 +101,7 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
         classes = np.asarray(
             explanation.on_file_grid(explanation.prediction) if explanation.exported is None else explanation.exported
         )
-        _save(explanation, classes.astype(np.uint8 if classes.max() < 256 else np.int16), folder / "prediction.nii.gz")
+        _save(explanation, classes.astype(_smallest_type(classes)), folder / "prediction.nii.gz")
         _save(explanation, explanation.on_file_grid(explanation.region.mask.astype(np.uint8)), folder / "region.nii.gz")
         for score in explanation.scores:
             values = explanation.on_file_grid(explanation.attribution_map(score))
@@ -113,6 +113,10 @@ def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], 
             _draw(explanation, scene, score, folder / ("overview.png" if number == 0 else f"overview_{score}.png"))
 
     return [tables, volumes, pictures] if overview else [tables, volumes]
+
+
+def _smallest_type(classes: NDArray[np.integer]) -> type[np.integer]:
+    return np.uint8 if classes.max() < 256 else np.int16 if classes.max() < 32768 else np.int32
 
 
 def _save(explanation: Explanation, volume: NDArray[np.generic], path: Path) -> None:

@@ -163,7 +163,7 @@ class KernelSHAPExplainer:
         """
         started = time.perf_counter()
         logits = logits.as_subclass(torch.Tensor)
-        self._check(image, partition, regions, logits)
+        self._check(image, partition, regions, logits, exported)
         if perturbed is not None and self.settings.second_baseline is not None:
             raise ValueError("a second baseline can not be used with images that are perturbed as a whole.")
         question = (image, partition, regions, logits)
@@ -278,7 +278,8 @@ class KernelSHAPExplainer:
             method=estimate.method,
             evaluations=result.n_rows,
             seed=settings.seed,
-            baseline=settings.baseline.describe() | {"space": "network" if perturbed is None else perturbed.name},
+            baseline=settings.baseline.describe()
+            | ({"space": "network"} if perturbed is None else perturbed.description),
             forwards=replace(result.forwards, calibration=calibration.passes),
             segmentation_forwards=prepared.evaluator.plan.n_windows,
             diagnostics=estimate.diagnostics,
@@ -297,7 +298,12 @@ class KernelSHAPExplainer:
         )
 
     def _check(
-        self, image: torch.Tensor, partition: Partition, regions: Sequence[Region], logits: torch.Tensor
+        self,
+        image: torch.Tensor,
+        partition: Partition,
+        regions: Sequence[Region],
+        logits: torch.Tensor,
+        exported: NDArray[np.integer] | None,
     ) -> None:
         grid = current_grid(image)
         require_finite(image, "the image")
@@ -318,6 +324,11 @@ class KernelSHAPExplainer:
                 f"{', '.join(str(n) for n in grid.shape)}), before argmax or other post-processing."
             )
         self.settings.heads.check(len(logits), "the prediction")
+        if exported is not None and exported.shape != source_grid(image).shape:
+            raise ValueError(
+                f"the exported label map has shape {exported.shape}; expected that of the image's file, "
+                f"{source_grid(image).shape}."
+            )
 
     def _warnings(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,14 @@ class PerturbedImages:
         make: maps bool (M,), True keeps a unit, to the image (C, H, W, D) in network space. All kept: the image itself.
         visible: bool (M,), units that can change a voxel of a window that touches a region; all others are dummies.
         name: what the perturbation depends on beside units, image and replacement, to tell stored scores apart.
+        description: what removed voxels become, for ``explanation.json``; see
+            `monai_segshap.perturbation.Baseline.describe`.
     """
 
     make: Callable[[NDArray[np.bool_]], torch.Tensor]
     visible: NDArray[np.bool_]
     name: str
+    description: dict[str, Any] = field(default_factory=dict)
     _made: OrderedDict[bytes, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
 
     def __call__(self, kept: NDArray[np.bool_]) -> torch.Tensor:

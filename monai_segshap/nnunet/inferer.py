@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from monai_segshap.inferers import WindowPlan, infer_volume
@@ -97,7 +98,7 @@ class NNUNetInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Fused logits (B, heads, a, b, c) of images (B, C, a, b, c).
+        """Fused logits (B, heads, a, b, c) of images (B, C, a, b, c), with the meta data of a `MetaTensor`.
 
         Raises:
             ValueError: if logits overflow half precision, or come out at another size.
@@ -121,4 +122,4 @@ class NNUNetInferer(Inferer):
                 "logits are too large for nnU-Net's half precision, in which windows are added up (nnU-Net itself "
                 "stops here). Use accumulate='float32'."
             )
-        return found
+        return MetaTensor(found).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else found

@@ -28,8 +28,8 @@ __all__ = ["PERTURBATION_SPACES", "NNUNetRawPerturbationd", "raw_equals_network_
 
 #: Where units are removed: in the network's input, or in the file's intensities.
 PERTURBATION_SPACES = ("network", "raw")
-#: Voxels of the file over which cubic spline resampling passes a change on: 0.268**24 is below double precision.
-_REACH = 24
+#: Voxels of the file over which cubic spline resampling passes a change on: 0.268**28 is below double precision.
+_REACH = 28
 
 
 def raw_equals_network_space(model: NNUNetModel, image: torch.Tensor) -> list[str]:
@@ -38,12 +38,14 @@ def raw_equals_network_space(model: NNUNetModel, image: torch.Tensor) -> list[st
     Args:
         model: the model.
         image: as `monai_segshap.nnunet.preprocess_files` made it.
+
+    Returns:
+        the reasons. Equal means: to the removal with `monai_segshap.nnunet.baseline_of` of the same HU.
     """
     properties, reasons = nnunet_properties(image), []
-    schemes = model.config.normalization_schemes
-    whole = [s for s in schemes if s not in ("CTNormalization", "NoNormalization", "RGBTo01Normalization")]
-    if whole:
-        reasons.append(f"{', '.join(sorted(set(whole)))} takes its statistics from the image itself")
+    others = sorted({s for s in model.config.normalization_schemes if s != "CTNormalization"})
+    if others:
+        reasons.append(f"{', '.join(others)} has no fixed value for the intensity of a removed voxel")
     before, after = properties["shape_after_cropping_and_before_resampling"], properties["network_shape"]
     if list(before) != list(after):
         reasons.append(f"the image is resampled from {tuple(before)} to {tuple(after)} voxels")
@@ -79,15 +81,39 @@ def raw_perturbation(
         data, _ = preprocess_array(model, voxels, raw.properties, crop_box)
         return torch.from_numpy(data)
 
+    description = {"kind": "constant", "local": False, "hu": float(hu), "requested_hu": float(hu)}
+    description |= {"network_value": None, "space": "file"}
     changed = (raw.voxels != np.float32(hu)).any(axis=0)
     present = np.bincount(labels[changed], minlength=partition.n_units + 1)[1 : partition.n_units + 1] > 0
-    if "CTNormalization" in model.config.normalization_schemes and len(set(model.config.normalization_schemes)) == 1:
-        present &= _within_reach(model, labels, image, raw, box, partition.n_units)
-    return PerturbedImages(make, present, f"file intensities {hu:g}, box {crop_box}")
+    if _keeps_range(model, labels, raw, crop_box, hu):
+        present &= _within_reach(labels, image, raw, box, partition.n_units)
+    return PerturbedImages(make, present, f"file intensities {hu:g}, box {crop_box}", description)
+
+
+def _keeps_range(model: NNUNetModel, labels: NDArray[np.integer], raw: RawCase, crop_box: Any, hu: float) -> bool:
+    """Whether no removal moves the lowest or highest value, to which nnU-Net's resampling clips the whole image.
+
+    So it is where voxels of no unit hold both, and the replacement lies between. CT normalization alone keeps order.
+    """
+    if set(model.config.normalization_schemes) != {"CTNormalization"}:
+        return False
+    order = model.plans.transpose_forward
+    h, w, d = (slice(low, high) for low, high in crop_box)
+    free = labels.transpose(order)[h, w, d] == 0
+    for channel, voxels in enumerate(raw.voxels):
+        measured = model.plans.foreground_intensity_properties_per_channel[str(channel)]
+        low, high = measured["percentile_00_5"], measured["percentile_99_5"]
+        values = np.clip(voxels.transpose(order)[h, w, d], low, high)
+        kept = values[free]
+        if len(kept) == 0 or (kept.min(), kept.max()) != (values.min(), values.max()):
+            return False
+        if not kept.min() <= np.clip(np.float32(hu), low, high) <= kept.max():
+            return False
+    return True
 
 
 def _within_reach(
-    model: NNUNetModel, labels: NDArray[np.integer], image: torch.Tensor, raw: RawCase, box: Box, n_units: int
+    labels: NDArray[np.integer], image: torch.Tensor, raw: RawCase, box: Box, n_units: int
 ) -> NDArray[np.bool_]:
     """Bool (M,), units with a voxel so near the box that resampling passes its change on to it."""
     reader = VoxelGrid((labels.shape[0], labels.shape[1], labels.shape[2]), raw.grid.affine @ raw.to_file)
@@ -104,7 +130,8 @@ def _within_reach(
 class NNUNetRawPerturbationd(MapTransform):
     """Add the perturbation for `monai_segshap.transforms.KernelSHAPd` that removes units in the file's intensities.
 
-    Nothing is added, and that is printed, where it equals removal in network space bit for bit.
+    Nothing is added, and that is printed, where it equals removal in network space bit for bit, by the baseline
+    `monai_segshap.nnunet.baseline_of` of the same HU, which is what the explainer then needs.
 
     Args:
         keys: the one key of the image, as `NNUNetPreprocessd` made it from files.
@@ -148,6 +175,11 @@ class NNUNetRawPerturbationd(MapTransform):
                 print("removal in the file's intensities equals removal in network space here, bit for bit", flush=True)
                 continue
             print(f"removal in the file's intensities shares no window: {'; '.join(reasons)}", flush=True)
+            if self.field_key not in d:
+                raise ValueError(
+                    f"the case has no receptive field under {self.field_key!r}; SelectRegiond adds it if it gets the "
+                    "inferer."
+                )
             box = bounding_box(np.asarray(torch.as_tensor(d[self.field_key])[0].cpu()) > 0)
             raw = raw_case_from_files(self.model, channel_files(_files(image), self.model.n_channels))
             partition = Partition.from_metatensor(d[self.units_key])

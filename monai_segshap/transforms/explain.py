@@ -126,8 +126,13 @@ class SelectRegiond(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             logits, image = d[key], d[self.image_key]
-            self.heads.check(logits.shape[0], repr(key))
+            if logits.ndim != 4 or logits.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"{key!r} has shape {tuple(logits.shape)}; expected logits (classes, H, W, D) of one case on the "
+                    f"grid of the image, {tuple(image.shape)} (in an evaluator: decollate=True)."
+                )
             grid = current_grid(image)
+            self.heads.check(logits.shape[0], repr(key))
             regions = [
                 self._region(logits.as_subclass(torch.Tensor), target, spec, image)
                 for target, spec in zip(self.targets, self.specs, strict=True)

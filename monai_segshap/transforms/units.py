@@ -171,16 +171,18 @@ class PredictedClassUnits(_UnitsTransform):
         heads: str | OutputHeads = "softmax",
     ) -> None:
         self.kind = OutputHeads.parse(heads).kind
-        overlap = self.kind == "sigmoid" and class_names is not None
-        self.class_names = ["background", *(class_names or ())] if overlap else class_names
-        self.include_background = include_background
+        self.class_names, self.include_background = class_names, include_background
 
     def partition(self, img: torch.Tensor, within: NDArray[np.bool_] | None) -> Partition:
         """See `monai_segshap.units.predicted_class_partition`."""
         is_map = img.shape[0] == 1 and not img.is_floating_point()
         logits = (self.kind == "sigmoid" and not is_map) or img.shape[0] > 1
         labels = _labels(OutputHeads(self.kind).label_map(img)[None] if logits else img)
-        return predicted_class_partition(labels, current_grid(img), self.class_names, self.include_background)
+        names = self.class_names
+        if self.kind == "sigmoid":
+            heads = names if names is not None else [f"class {c}" for c in range(max(len(img), int(labels.max())))]
+            names = ["background", *heads]
+        return predicted_class_partition(labels, current_grid(img), names, self.include_background)
 
 
 class _UnitsTransformd(MapTransform):

@@ -11,7 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from monai_segshap.inferers import CoalitionEvaluator
 from monai_segshap.nnunet import FoldsNetwork, NNUNetInferer, load_nnunet
 
-pytestmark = pytest.mark.xdist_group("nnunet")
+pytestmark = pytest.mark.xdist_group("test_inference")
 
 #: (fixture of the results folder, shape of the image on the network's grid)
 IMAGES = [

@@ -21,7 +21,7 @@ from monai_segshap.nnunet import load_nnunet
 pytest.importorskip("nnunetv2")
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-pytestmark = pytest.mark.xdist_group("nnunet")
+pytestmark = pytest.mark.xdist_group("test_model")
 
 FIXTURES = ("tiny_3d", "tiny_3d_folds", "tiny_regions", "tiny_2d", "tiny_two_channels", "tiny_lowres")
 PLAN = TinyPlan("Dataset920_Plain", features=(4, 8), patch_size=(8, 16, 16))

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tiny_nnunet import TinyPlan, dice_of, train_on_case
 from tiny_nnunet_broken import BREAKS, break_folder, gather_folders, make_cascade, rename_fold
 
-pytestmark = pytest.mark.xdist_group("nnunet")
+pytestmark = pytest.mark.xdist_group("test_tiny_nnunet")
 
 
 def _predictor(folder: Path, folds=None, mirroring: bool = False) -> nnUNetPredictor:
