@@ -82,9 +82,9 @@ Numbers named here are of the run in the tables, those of the CT of its FCC cell
 - captum and `published` agree, as they should. shap peaks near 2M like every paired regression without a prior.
 - Stated errors against actual ones at 4M on the CT: the process with blocks 0.84 to 1.3 times with FCC cells (TP and
   masses 0.99 to 1.2; Dice, which keeps the scalar process' errors, up to 1.5) and 0.85 to 1.35 with hybrid units; the
-  scalar process 0.7 to 1.2. In the games the process covers 93 to 98 % without blocks and 98 to 99 % with them (M = 9: 91
-  to 98 %): slightly too cautious; Dice by blocks covers 100 %. Walks state too little from two or three pairs (64 to
-  83 % covered), the ridge covers 90 to 99 %.
+  scalar process 0.7 to 1.2. In the games the process covers 93 to 98 % without blocks and 98 to 99 % with them (91 to
+  98 % for M = 9): slightly too cautious; Dice by blocks covers 100 %. Walks state too little from two or three pairs
+  (64 to 83 % covered), the ridge covers 90 to 99 %.
 - Hybrid units: errors are half to a third of those of FCC cells, but leverage is better there, too, so the false
   positive's mass misses the ratio narrowly (0.306).
 - `fp` stays badly known at 4M (0.34 to 0.48): it hardly varies around these regions.

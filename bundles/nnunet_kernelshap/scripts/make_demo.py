@@ -4,7 +4,8 @@
     python bundles/nnunet_kernelshap/scripts/make_demo.py [--out FOLDER] [--steps N]
 
 It is trained on 64 phantoms (`monai_segshap.phantoms.torso_phantom`, seeds 0 to 63) and evaluated on six that it has
-not seen. In a third of the patches random blocks become air and background, so that a region that an explanation
+not seen: the model in this bundle has a mean Dice of 0.95 for the spleen and 0.79 for the nodules (seed 1004: 0.93 and
+0.82) after 2600 steps, 6 CPU minutes on one thread. In a third of the patches random blocks become air and background, so that a region that an explanation
 removes is not wholly foreign to the network. nnU-Net normalizes with the intensities of the classes; here those of all
 organs are taken, as for a model that knows all of them, so that fat, water and air stay apart.
 """
@@ -94,7 +95,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DEMO, help="folder for plans.json, dataset.json and fold_0")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of two patches")
+    parser.add_argument("--steps", type=int, default=2600, help="steps of two patches")
     options = parser.parse_args()
     started = time.monotonic()
     cases, intensities = training_cases()
