@@ -50,6 +50,7 @@ class SmallPlan:
         previous_stage: of a cascade.
         median_spacing: of the data, before the axes are transposed.
         median_shape: of the data.
+        n_training: number of training cases, as dataset.json says it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SmallPlan:
     previous_stage: str | None = None
     median_spacing: tuple[float, float, float] = (5.0, 1.5, 1.5)
     median_shape: tuple[int, int, int] = (40, 128, 160)
+    n_training: int = 2
 
     @property
     def dims(self) -> int:
@@ -153,7 +155,7 @@ class SmallPlan:
         found: dict[str, Any] = {
             "channel_names": {str(i): c for i, c in enumerate(self.channels)},
             "labels": dict(self.labels),
-            "numTraining": 2,
+            "numTraining": self.n_training,
             "file_ending": ".nii.gz",
         }
         if self.regions_class_order is not None:
