@@ -23,8 +23,9 @@ class ExplanationHandler:
 
     The handler acts when the network has run and nothing has been done to its logits yet
     (``IterationEvents.FORWARD_COMPLETED``): each case of the batch goes through ``explain`` alone, with its meta data.
-    Neither batch nor output of the engine are changed. Results are in ``engine.state.explanations``, a list that starts
-    anew with each epoch; an evaluation of several processes explains on each one its own cases.
+    Neither batch nor output of the engine are changed. Results are in ``engine.state.explanations``, and the paths that
+    `SaveExplanationd` wrote in ``engine.state.explanation_files``, lists that start anew with each epoch. An evaluation
+    of several processes explains on each one its own cases.
 
     Args:
         explain: a transform that adds a list of explanations to a case, for example a Compose of `SelectRegiond`,
@@ -83,7 +84,8 @@ class ExplanationHandler:
                 continue
             self._taken += 1
             try:
-                found = self.explain(dict(case))[self.key]
+                made = self.explain(dict(case))
+                found = made[self.key]
             except Exception as error:
                 if self.on_error == "raise":
                     raise
@@ -92,10 +94,11 @@ class ExplanationHandler:
                 engine.logger.warning("case %d of the evaluation was not explained: %s", number, message)
                 continue
             engine.state.explanations += [found] if isinstance(found, Explanation) else list(found)
+            engine.state.explanation_files += made.get("explanation_files", [])
 
     def _start(self, engine: Engine) -> None:
         self._seen = self._taken = 0
-        engine.state.explanations, engine.state.unexplained = [], []
+        engine.state.explanations, engine.state.explanation_files, engine.state.unexplained = [], [], []
 
 
 def _cases(engine: Engine) -> list[Case]:

@@ -25,9 +25,9 @@ class NNUNetInferer(Inferer):
     """Whole-volume inference with the windows, weights and order of `nnUNetPredictor`.
 
     nnU-Net adds windows up in half precision, on the CPU, too. In the corners of the volume, where the weight of a
-    window is the smallest number of that type, logits are rounded to whole numbers there; elsewhere they differ by up
-    to 0.02 from single precision, which flips near-ties. ``accumulate="nnunet"`` gives nnU-Net's bits,
-    ``accumulate="float32"`` scores without that noise.
+    window is the smallest number of that type, logits are rounded to whole numbers; elsewhere they are rounded in
+    proportion to their size (by 0.02 to 0.09 for logits of up to 48), which flips near-ties. ``accumulate="nnunet"``
+    gives nnU-Net's bits, ``accumulate="float32"`` scores without that noise.
 
     Args:
         patch_size: window, three sizes; (1, h, w) for a 2D network.

@@ -15,7 +15,7 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, Flipd, Invertd
 
 from monai_segshap.explainers import Explanation
 from monai_segshap.handlers import ExplanationHandler
-from monai_segshap.transforms import CubeUnitsd, KernelSHAPd, PredictLogitsd, SelectRegiond
+from monai_segshap.transforms import CubeUnitsd, KernelSHAPd, PredictLogitsd, SaveExplanationd, SelectRegiond
 
 SHAPE = (12, 10, 10)
 INFERER = {"roi_size": (8, 8, 8), "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
@@ -140,6 +140,16 @@ def test_selection_counts_and_epochs(network):
     for _ in range(2):  # each epoch starts anew
         engine.run()
         assert [e.case for e in engine.state.explanations] == ["case0", "case1", "case2"]
+
+
+def test_files_that_were_written_are_listed(network, tmp_path):
+    save = SaveExplanationd("explanations", tmp_path, overview=False, print_table=False)
+    engine = evaluator(network, 2)
+    ExplanationHandler(Compose([explain(network), save])).attach(engine)
+    engine.run()
+    written = [files["explanation.json"] for files in engine.state.explanation_files]
+    assert [path.parent.name for path in written] == ["case0", "case1"]
+    assert all(path.is_file() for path in written)
 
 
 def test_a_case_that_can_not_be_explained_stops_the_evaluation_or_is_noted(network):
