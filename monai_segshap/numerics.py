@@ -88,13 +88,22 @@ class NumericMode:
         if not self.channels_last:
             module = network if isinstance(network, torch.nn.Module) else _CalledModule(network)
         elif isinstance(network, torch.nn.Module):
-            module = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            module = _channels_last(copy.deepcopy(network))
         else:
             raise ValueError(
                 f"numerics 'channels_last' needs a torch.nn.Module; the network is a {type(network).__name__}. Leave "
                 "the word out."
             )
         return _FastNetwork(module, self, device)
+
+
+def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights in channels-last order, in place; those of 2D convolutions too."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim in formats:
+            tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])
+    return network
 
 
 class _CalledModule(torch.nn.Module):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import combinations
 
 import torch
@@ -52,7 +53,9 @@ class FoldsNetwork(torch.nn.Module):
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (B, folds * heads, ...) of windows (B, C, ...)."""
         x = windows.squeeze(2) if self.is_2d else windows
-        with torch.autocast(x.device.type, enabled=x.device.type == "cuda"):
+        # as nnU-Net; an autocast that stands already (a numeric mode) is left alone, on the CPU, too
+        half = x.device.type == "cuda" and not torch.is_autocast_enabled("cuda")
+        with torch.autocast("cuda") if half else nullcontext():
             logits = torch.cat([self._mirrored(network, x) for network in self.networks], dim=1)
         if self.full_precision:
             logits = logits.float()

@@ -10,6 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from monai_segshap.inferers import CoalitionEvaluator
 from monai_segshap.nnunet import FoldsNetwork, NNUNetInferer, load_nnunet
+from monai_segshap.numerics import NumericMode
 
 pytestmark = pytest.mark.xdist_group("test_inference")
 
@@ -142,6 +143,20 @@ def test_masked_images_in_a_region_have_the_bits_of_the_predictor(folder, accumu
                 expected = inferer(masked[None], network)[0]
             assert torch.equal(found, expected[:, 1:7, 1:11, 1:10])
     assert evaluator.n_forwards == prepared.forwards.planned < len(rows) * plan.n_windows
+
+
+@pytest.mark.parametrize(("folder", "depth"), [("tiny_3d", 16), ("tiny_2d", 1)])
+def test_numeric_modes_reach_the_networks(folder, depth, request):
+    network = ours(request.getfixturevalue(folder), False, "float32")[0]
+    window = torch.randn(2, 1, depth, 32, 32, generator=torch.Generator().manual_seed(7))
+    before = [weight.stride() for weight in network.parameters()]
+    with torch.no_grad():
+        exact = network(window)
+        modes = {m: NumericMode.parse(m).apply(network, torch.device("cpu"))(window) for m in ("bf16", "channels_last")}
+    largest = float(exact.abs().max())
+    assert 1e-3 * largest < float((modes["bf16"] - exact).abs().max()) < 0.1 * largest
+    assert float((modes["channels_last"] - exact).abs().max()) < 1e-4 * largest
+    assert [weight.stride() for weight in network.parameters()] == before
 
 
 def test_logits_beyond_half_precision_are_refused_as_nnunet_refuses_them():
