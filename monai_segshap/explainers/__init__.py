@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from monai_segshap.explainers.case_game import CaseGame
 from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.kernel_shap import KernelSHAPExplainer
 from monai_segshap.explainers.ranks import Ranks
 
-__all__ = ["Explanation", "KernelSHAPExplainer", "Ranks", "software_versions"]
+__all__ = ["CaseGame", "Explanation", "KernelSHAPExplainer", "Ranks", "software_versions"]

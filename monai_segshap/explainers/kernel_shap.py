@@ -16,6 +16,7 @@ from monai.inferers import Inferer
 from numpy.typing import NDArray
 
 from monai_segshap.explainers.announcement import announce, execution_record, execution_warnings
+from monai_segshap.explainers.case_game import CaseGame
 from monai_segshap.explainers.explanation import Explanation, software_versions
 from monai_segshap.explainers.findings import (
     background,
@@ -194,6 +195,30 @@ class KernelSHAPExplainer:
                 one = with_sensitivity(one, self.settings.second_baseline, values, other[2].forwards)
             found.append(one)
         return found
+
+    def game(
+        self,
+        image: torch.Tensor,
+        partition: Partition,
+        region: Region,
+        logits: torch.Tensor,
+        perturbed: PerturbedImages | None = None,
+    ) -> CaseGame:
+        """The scores of coalitions of one region, evaluated when asked for; for example for perturbation curves.
+
+        Args:
+            image: as for the explanation.
+            partition: the units.
+            region: what is explained.
+            logits: whole-volume prediction.
+            perturbed: as for the explanation.
+
+        Raises:
+            ValueError: as for the explanation.
+        """
+        logits = logits.as_subclass(torch.Tensor)
+        self._check(image, partition, [region], logits, None)
+        return CaseGame(PreparedCase(self.settings, image, partition, [region], logits, perturbed), self.progress)
 
     def _run(
         self,

@@ -25,7 +25,7 @@ from monai_segshap.inferers import (
 from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import ValueStore
 
-__all__ = ["Sweep", "SweepResult"]
+__all__ = ["Sweep", "SweepResult", "passes_bar"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Sweep:
         """
         found, looks = _Findings(self), self.looks(stops)
         visible = progress and self.ranks.own == 0
-        with _bar(self.planned.planned, visible, self.ranks.count) as advance, _kept_when_interrupted(store):
+        with passes_bar(self.planned.planned, visible, self.ranks.count) as advance, _kept_when_interrupted(store):
             for number, (rows, _) in enumerate(self.chunks):
                 if number % self.ranks.count == self.ranks.own:
                     chunk = self._stored(store, number)
@@ -263,7 +263,7 @@ def _kept_when_interrupted(store: ValueStore | None) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(total: int, visible: bool, world: int) -> Iterator[Callable[[int], None]]:
+def passes_bar(total: int, visible: bool, world: int) -> Iterator[Callable[[int], None]]:
     """A bar of network passes; with several ranks it shows rank 0's share times their number."""
     with tqdm(total=total, disable=not visible, unit="pass", desc="network passes", smoothing=0.05) as bar:
 
