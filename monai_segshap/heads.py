@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class OutputHeads:
         """Bool (...), voxels predicted as the target, from logits (channels, ...)."""
         if self.kind == "softmax":
             return logits.argmax(dim=0) == target
-        return torch.sigmoid(logits[target].float()) > 0.5
+        return _above_half(logits[target])
 
     def seen_from(self, logits: torch.Tensor, target: int) -> torch.Tensor:
         """Int32 (...), the channel that each voxel is predicted as, and the target wherever it is predicted.
@@ -72,25 +73,20 @@ class OutputHeads:
         """
         if self.kind == "softmax":
             return logits.argmax(dim=0).to(torch.int32)
-        found = torch.full(logits.shape[1:], -1, dtype=torch.int32, device=logits.device)
-        for channel in (*(c for c in range(logits.shape[0]) if c != target), target):
-            found[self.predicted(logits, channel)] = channel
-        return found
+        order = [*(c for c in range(logits.shape[0]) if c != target), target]
+        return _painted(logits, dict(zip(order, order, strict=True)), nowhere=-1)
 
     def label_map(self, logits: torch.Tensor) -> torch.Tensor:
         """Int32 (...), one number for each voxel, from logits (channels, ...): the class, or what `paint` says."""
         if self.kind == "softmax":
             return logits.argmax(dim=0).to(torch.int32)
-        painted = torch.zeros(logits.shape[1:], dtype=torch.int32, device=logits.device)
-        for channel, number in enumerate(self.paint or range(1, logits.shape[0] + 1)):
-            painted[self.predicted(logits, channel)] = number
-        return painted
+        return _painted(logits, dict(enumerate(self.paint or range(1, logits.shape[0] + 1))), nowhere=0)
 
     def counts(self, logits: torch.Tensor) -> torch.Tensor:
         """Int64 (channels,), voxels predicted as each channel, from logits (channels, voxels)."""
         if self.kind == "softmax":
             return torch.bincount(logits.argmax(dim=0), minlength=logits.shape[0])
-        return (torch.sigmoid(logits.float()) > 0.5).sum(dim=1)
+        return _above_half(logits).sum(dim=1)
 
     def signal(self, logits: torch.Tensor, target: int, kind: str) -> torch.Tensor:
         """What scores sum over, (...) from logits (channels, ...), see `SIGNALS`.
@@ -108,3 +104,16 @@ class OutputHeads:
     def describe(self) -> dict[str, Any]:
         """Entries for ``explanation.json``."""
         return {"kind": self.kind, "paint": None if self.paint is None else list(self.paint)}
+
+
+def _above_half(logits: torch.Tensor) -> torch.Tensor:
+    """Bool, where the probability of a sigmoid head is above 0.5; by the probability, as nnU-Net exports it."""
+    return torch.sigmoid(logits.float()) > 0.5
+
+
+def _painted(logits: torch.Tensor, numbers: Mapping[int, int], nowhere: int) -> torch.Tensor:
+    """Int32 (...), the number of the last of these sigmoid heads that claims a voxel."""
+    found = torch.full(logits.shape[1:], nowhere, dtype=torch.int32, device=logits.device)
+    for channel, number in numbers.items():
+        found[_above_half(logits[channel])] = number
+    return found

@@ -59,7 +59,7 @@ class CaseGame:
         distinct, place = np.unique(rows[:, self.visible], axis=0, return_inverse=True)
         if self._game is None:
             distinct = np.concatenate([np.ones((1, distinct.shape[1]), dtype=bool), distinct])
-            place = place.ravel() + 1
+            place = place + 1
         return self._evaluate(distinct)[place.ravel()]
 
     def score(self, name: str) -> Callable[[NDArray[np.bool_]], NDArray[np.float64]]:

@@ -14,7 +14,7 @@ from monai.utils import TransformBackends
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_segshap.geometry import VoxelGrid, current_grid, resample_nearest
+from monai_segshap.geometry import current_grid, resample_nearest
 from monai_segshap.inferers import PerturbedImages
 from monai_segshap.nnunet.preprocessing import nnunet_properties, preprocess_array
 from monai_segshap.nnunet.reading import RawCase, channel_files, raw_case_from_files
@@ -70,9 +70,7 @@ def raw_perturbation(
     """
     if not raw_equals_network_space(model, image):
         return None
-    file_labels = resample_nearest(partition.labels, current_grid(image), raw.grid)
-    shape = (raw.voxels.shape[1], raw.voxels.shape[2], raw.voxels.shape[3])
-    labels = resample_nearest(file_labels, raw.grid, VoxelGrid(shape, raw.grid.affine @ raw.to_file)).astype(np.int64)
+    labels = resample_nearest(partition.labels, current_grid(image), raw.reader_grid).astype(np.int64)
     crop_box = nnunet_properties(image)["bbox_used_for_cropping"]
 
     def make(kept: NDArray[np.bool_]) -> torch.Tensor:
@@ -116,9 +114,8 @@ def _within_reach(
     labels: NDArray[np.integer], image: torch.Tensor, raw: RawCase, box: Box, n_units: int
 ) -> NDArray[np.bool_]:
     """Bool (M,), units with a voxel so near the box that resampling passes its change on to it."""
-    reader = VoxelGrid((labels.shape[0], labels.shape[1], labels.shape[2]), raw.grid.affine @ raw.to_file)
     corners = np.array(np.meshgrid(*zip(*box, strict=True), indexing="ij")).reshape(3, -1).T
-    seen = reader.to_index(current_grid(image).to_world(corners))
+    seen = raw.reader_grid.to_index(current_grid(image).to_world(corners))
     low, high = np.floor(seen.min(axis=0)) - _REACH, np.ceil(seen.max(axis=0)) + _REACH
     found = np.zeros(n_units, dtype=bool)
     for unit, place in enumerate(ndimage.find_objects(labels, max_label=n_units)):

@@ -50,6 +50,12 @@ class RawCase:
     grid: VoxelGrid
     files: tuple[str, ...]
 
+    @property
+    def reader_grid(self) -> VoxelGrid:
+        """Grid of ``voxels`` (a, b, c)."""
+        a, b, c = self.voxels.shape[1:]
+        return VoxelGrid((a, b, c), self.grid.affine @ self.to_file)
+
 
 def channel_files(image: str | Path | Sequence[str | Path], n_channels: int) -> list[Path]:
     """Files of a case, one for each channel, in the order of the channels.
