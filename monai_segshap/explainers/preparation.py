@@ -45,6 +45,7 @@ from monai_segshap.shapley import (
     digest,
     least_rows,
     plan_coalitions,
+    plan_prefix,
     restrict_plan,
     stop_rows,
 )
@@ -310,7 +311,7 @@ class PreparedCase:
         """What a region sees of the first coalitions, and their rows in the order of the sweep."""
         plan = self.coalitions
         if n_rows < plan.n_evaluations:
-            plan = plan_coalitions(plan.n_units, n_rows - 2, plan.method, plan.seed)
+            plan = plan_prefix(plan, n_rows - 2)
         restricted, rows = restrict_plan(plan, view.seen)
         place = np.empty(plan.n_evaluations, dtype=np.int64)
         place[self.order[:n_rows]] = np.arange(n_rows)

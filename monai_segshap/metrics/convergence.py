@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_segshap.shapley import CoalitionPlan, Locality, least_rows, plan_coalitions, solve
+from monai_segshap.shapley import CoalitionPlan, Locality, least_rows, plan_coalitions, plan_prefix, solve
 from monai_segshap.shapley.design import decompose
 from monai_segshap.shapley.plan import PAIRED_METHODS
 
@@ -135,7 +135,7 @@ def convergence_report(
         )
     plan, table = _as_sequence(plan, table, method)
     n_used, outside, truth = _hold_out(plan, table, held_out)
-    prefixes = [_prefix(plan, budget) for budget in _budgets(plan, budgets, n_used)]
+    prefixes = [plan_prefix(plan, budget) for budget in _budgets(plan, budgets, n_used)]
     counts = np.array([p.n_evaluations - 2 for p in prefixes], dtype=np.int64)
     if len(np.unique(counts)) < len(counts):
         raise ValueError(
@@ -220,11 +220,6 @@ def _as_sequence(plan: CoalitionPlan, table: Floats, method: str | None) -> tupl
     return replace(plan, method=wanted), table
 
 
-def _step(plan: CoalitionPlan) -> int:
-    """Coalitions by which the sequence grows."""
-    return 2 if plan.is_paired else 2 * (plan.n_units - 1) if plan.method == "walks" else 1
-
-
 def _hold_out(
     plan: CoalitionPlan, table: Floats, held_out: float | tuple[NDArray[np.bool_], NDArray[np.floating]]
 ) -> tuple[int, Rows, Floats]:
@@ -241,7 +236,7 @@ def _hold_out(
     else:
         if not 0.0 < held_out < 1.0:
             raise ValueError(f"held_out is {held_out}; expected a share above 0 and below 1, or coalitions and scores.")
-        step = _step(plan)
+        step = plan.step
         used = n_all - step * max(1, round(held_out * (n_all // step)))
         rows, scores = plan.rows[2 + used :], table[2 + used :]
     seen = {row.tobytes() for row in np.packbits(plan.rows[: 2 + used], axis=1)}
@@ -255,7 +250,7 @@ def _hold_out(
 
 
 def _budgets(plan: CoalitionPlan, budgets: Sequence[int] | None, n_used: int) -> list[int]:
-    step = _step(plan)
+    step = plan.step
     # below 16 pairs there is no plan for an estimator with a prior, below two walks none at all
     least = max(least_rows(plan) - 2, 2 * step, 32 if plan.method in ("gaussian_process", "ridge") else 0)
     if budgets is None:
@@ -271,21 +266,6 @@ def _budgets(plan: CoalitionPlan, budgets: Sequence[int] | None, n_used: int) ->
             f"budgets are {found}; expected two or more growing numbers up to {n_used}, the coalitions that are not "
             f"held out (values can be trusted from about {least} on). Evaluate more coalitions, hold out fewer, or "
             "name smaller budgets."
-        )
-    return found
-
-
-def _prefix(plan: CoalitionPlan, budget: int) -> CoalitionPlan:
-    """The plan that a smaller budget would have had."""
-    if plan.method == "published":  # independent draws: any number of them is a sample
-        return replace(
-            plan, rows=plan.rows[: 2 + budget], weights=plan.weights[:budget], inclusion=plan.inclusion[:budget]
-        )
-    found = plan_coalitions(plan.n_units, budget, plan.method, plan.seed)
-    if not np.array_equal(found.rows, plan.rows[: found.n_evaluations]):
-        raise ValueError(
-            f"the coalitions are not those that plan_coalitions({plan.n_units}, budget, {plan.method!r}, {plan.seed}) "
-            "draws; expected a plan as it was drawn, not restricted to some units or put in another order."
         )
     return found
 

@@ -9,6 +9,7 @@ from monai_segshap.shapley.coalitions import (
     default_budget,
     least_rows,
     plan_coalitions,
+    plan_prefix,
     restrict_plan,
     stop_rows,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "exact_shapley",
     "least_rows",
     "plan_coalitions",
+    "plan_prefix",
     "restrict_plan",
     "solve",
     "stop_rows",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,16 @@ from monai_segshap.shapley.exact import MAX_EXACT_UNITS, all_coalitions
 from monai_segshap.shapley.plan import CoalitionPlan, draw_key
 from monai_segshap.shapley.walks import plan_walks
 
-__all__ = ["METHODS", "CoalitionPlan", "default_budget", "least_rows", "plan_coalitions", "restrict_plan", "stop_rows"]
+__all__ = [
+    "METHODS",
+    "CoalitionPlan",
+    "default_budget",
+    "least_rows",
+    "plan_coalitions",
+    "plan_prefix",
+    "restrict_plan",
+    "stop_rows",
+]
 
 #: Estimators that can be asked for by name.
 METHODS = ("auto", "exact", "kernelshap", "gaussian_process", "ridge", "walks", "published")
@@ -86,9 +96,8 @@ def stop_rows(plan: CoalitionPlan) -> list[int]:
     """
     if not (plan.is_paired or plan.method == "walks"):
         return []
-    step = 2 if plan.is_paired else 2 * (plan.n_units - 1)
-    found, coalitions = [], float(max(2 * plan.n_units, 64, 10 * step))
-    while (rows := 2 + step * int(coalitions // step)) < plan.n_evaluations:
+    found, coalitions = [], float(max(2 * plan.n_units, 64, 10 * plan.step))
+    while (rows := 2 + plan.step * int(coalitions // plan.step)) < plan.n_evaluations:
         found.append(rows)
         coalitions *= math.sqrt(2.0)
     return found
@@ -97,6 +106,29 @@ def stop_rows(plan: CoalitionPlan) -> list[int]:
 def least_rows(plan: CoalitionPlan) -> int:
     """Rows from which the values of a plan's beginning can be trusted: 4M coalitions without a prior, else 2M."""
     return 2 + (4 if plan.method == "kernelshap" else 2) * plan.n_units
+
+
+def plan_prefix(plan: CoalitionPlan, budget: int) -> CoalitionPlan:
+    """The plan that a smaller budget would have had; its coalitions are the first of the plan's.
+
+    Args:
+        plan: as it was drawn.
+        budget: coalitions beside the full and the empty one.
+
+    Raises:
+        ValueError: for a plan that was restricted to some units or put in another order, and a budget too small.
+    """
+    if plan.method == "published":  # independent draws: any number of them is a sample
+        return replace(
+            plan, rows=plan.rows[: 2 + budget], weights=plan.weights[:budget], inclusion=plan.inclusion[:budget]
+        )
+    found = plan_coalitions(plan.n_units, budget, plan.method, plan.seed)
+    if not np.array_equal(found.rows, plan.rows[: found.n_evaluations]):
+        raise ValueError(
+            f"the coalitions are not those that plan_coalitions({plan.n_units}, budget, {plan.method!r}, {plan.seed}) "
+            "draws; expected a plan as it was drawn, not restricted to some units or put in another order."
+        )
+    return found
 
 
 def restrict_plan(plan: CoalitionPlan, units: NDArray[np.bool_]) -> tuple[CoalitionPlan, NDArray[np.int64]]:

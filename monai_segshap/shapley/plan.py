@@ -63,6 +63,11 @@ class CoalitionPlan:
         return self.method in PAIRED_METHODS
 
     @property
+    def step(self) -> int:
+        """Coalitions by which a plan of this kind grows: a pair, two antithetic walks, or one."""
+        return 2 if self.is_paired else 2 * (self.n_units - 1) if self.method == "walks" else 1
+
+    @property
     def is_complete(self) -> bool:
         """Whether the pairs are all pairs there are: then every estimator gives the exact values."""
         return self.is_paired and bool((self.inclusion >= 1.0).all())
