@@ -54,9 +54,24 @@ class CaseGame:
             raise ValueError(
                 f"coalitions have shape {rows.shape} and type {rows.dtype}; expected bool (K, {self.n_units})."
             )
+        return self.of_visible(rows[:, self.visible])
+
+    def of_visible(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Scores (K, T) of coalitions (K, V) of the visible units alone.
+
+        Raises:
+            ValueError: for coalitions of another shape or type.
+        """
+        rows = np.asarray(rows)
+        n_visible = int(self.visible.sum())
+        if rows.ndim != 2 or rows.shape[1] != n_visible or rows.dtype != np.bool_:
+            raise ValueError(
+                f"coalitions have shape {rows.shape} and type {rows.dtype}; expected bool (K, {n_visible}), a column "
+                "for each visible unit."
+            )
         if len(rows) == 0:
             return np.zeros((0, len(self.scores)))
-        distinct, place = np.unique(rows[:, self.visible], axis=0, return_inverse=True)
+        distinct, place = np.unique(rows, axis=0, return_inverse=True)
         if self._game is None:
             distinct = np.concatenate([np.ones((1, distinct.shape[1]), dtype=bool), distinct])
             place = place + 1

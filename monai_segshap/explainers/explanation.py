@@ -20,7 +20,7 @@ from monai_segshap.inferers import ForwardCounts
 from monai_segshap.region import Box, Region
 from monai_segshap.units import Partition
 
-__all__ = ["Explanation", "UnitGroups", "software_versions"]
+__all__ = ["EvaluatedCoalitions", "Explanation", "UnitGroups", "software_versions"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class UnitGroups:
     names: tuple[str, ...]
     values: NDArray[np.float64]
     standard_errors: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EvaluatedCoalitions:
+    """The table that the values were estimated from, for other estimators, curves and reports.
+
+    Attributes:
+        rows: bool (K, V), coalitions of the V visible units; True keeps a unit.
+        scores: float64 (K, T), in the order of the explanation's scores.
+    """
+
+    rows: NDArray[np.bool_]
+    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Explanation:
         exported: int, on the file's grid: the label map that the deployed model writes, where it is known.
         heads: how logits become a prediction, see `monai_segshap.heads.OutputHeads`.
         sensitivity: the same with another baseline, see `KernelSHAPExplainer`; empty: not asked for.
+        evaluated: coalitions of the visible units with their scores; None: they were not kept.
     """
 
     case: str
@@ -122,6 +136,7 @@ class Explanation:
     predicted: NDArray[np.bool_] | None = None
     exported: NDArray[np.integer] | None = None
     heads: dict[str, Any] = field(default_factory=dict)
+    evaluated: EvaluatedCoalitions | None = None
 
     @property
     def target_mask(self) -> NDArray[np.bool_]:

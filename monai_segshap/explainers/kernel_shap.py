@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.explainers.announcement import announce, execution_record, execution_warnings
 from monai_segshap.explainers.case_game import CaseGame
-from monai_segshap.explainers.explanation import Explanation, software_versions
+from monai_segshap.explainers.explanation import EvaluatedCoalitions, Explanation, software_versions
 from monai_segshap.explainers.findings import (
     background,
     convergence_warnings,
@@ -289,6 +289,7 @@ class KernelSHAPExplainer:
         warnings += convergence_warnings(estimate, self.scores, self.settings.tolerance)
         settings, tolerance = self.settings, self.settings.tolerance
         record = execution_record(prepared, calibration, result, number)
+        coalitions, rows = prepared.coalitions_of(view, result.n_rows)
         values, errors = (on_all_units(view.visible, v) for v in (estimate.values, estimate.standard_errors))
         return Explanation(
             target=region.target,
@@ -319,6 +320,7 @@ class KernelSHAPExplainer:
             converged=() if tolerance is None else tuple(bool(c) for c in estimate.converged(tolerance)),
             groups=organ_groups(shared["partition"], view.visible, values, estimate),
             background=background(prepared, result, number, class_names),
+            evaluated=EvaluatedCoalitions(coalitions.rows, result.scores(number)[rows]),
             **shared,
         )
 

@@ -83,6 +83,14 @@ class ScoreMemory:
         return len(self._used)
 
     @property
+    def known(self) -> tuple[Rows, Floats]:
+        """Everything that is there: distinct coalitions, bool (K, M), and their scores, float64 (K, T)."""
+        if not self._place:
+            return np.zeros((0, self.n_units), dtype=bool), np.zeros((0, self._n_scores or 0))
+        packed = np.frombuffer(b"".join(self._place), dtype=np.uint8).reshape(len(self._place), -1)
+        return np.unpackbits(packed, axis=1, count=self.n_units).astype(bool), self._scores.copy()
+
+    @property
     def n_missing(self) -> int:
         """Coalitions of the 2**M that are not known yet."""
         return int(2**self.n_units) - len(self._place)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_segshap.transforms.checks import CheckImaged, MatchGridd
+from monai_segshap.transforms.curves import PerturbationCurvesd
 from monai_segshap.transforms.explain import KernelSHAPd, PredictLogitsd, SaveExplanationd, SelectRegiond
 from monai_segshap.transforms.organs import LoadOrgans, LoadOrgansd, carried_organ_names
 from monai_segshap.transforms.units import (
@@ -36,6 +37,7 @@ __all__ = [
     "MatchGridd",
     "OrganUnits",
     "OrganUnitsd",
+    "PerturbationCurvesd",
     "PredictLogitsd",
     "PredictedClassUnits",
     "PredictedClassUnitsd",

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from execution_job import SHAPE, explainer_of, image_of, inferer_of, whole_volume
 
 from monai_segshap.geometry import VoxelGrid
-from monai_segshap.metrics import perturbation_curves
+from monai_segshap.metrics import case_curves, perturbation_curves
 from monai_segshap.region import Region
 from monai_segshap.shapley import all_coalitions, exact_shapley
 from monai_segshap.units import partition_from_labels
@@ -99,3 +101,60 @@ def test_what_it_does_not_know_is_refused(game):
         game(np.ones((2, 5), dtype=np.int64))
     with pytest.raises(ValueError, match="no score 'volume'; it has tp, fp, dice, soft_dice"):
         game.score("volume")
+
+
+class TestCaseCurves:
+    """All scores from one evaluation; coalitions that the explanation has are not evaluated again."""
+
+    def test_equal_the_curves_of_each_score_alone(self, network, case, game):
+        options = dict(method="kernelshap", budget=12, seed=3)
+        explainer = explainer_of(network, scores=SCORES, **options)
+        (explanation,) = explainer(*case[:2], [case[2]], case[3])
+        found = case_curves(explanation, explainer.game(*case), random_orders=2)
+        for t, name in enumerate(SCORES):
+            alone = perturbation_curves(
+                lambda rows, t=t: game.of_visible(rows)[:, t],
+                explanation.values[explanation.visible, t],
+                volumes=explanation.partition.volumes_ml[explanation.visible],
+                random_orders=2,
+            )
+            assert np.array_equal(found[name].morf, alone.morf)
+            assert np.array_equal(found[name].random.curves, alone.random.curves)
+            assert np.array_equal(found[name].morf_volume, alone.morf_volume)
+            assert found[name].naopc == alone.naopc or np.isnan(alone.naopc)
+        assert len(found["tp"].morf) == 5  # four of the five units are visible
+        distinct = 2**4 - len(np.unique(explanation.evaluated.rows, axis=0))
+        assert sum(curves.n_evaluations for curves in found.values()) == distinct > 0
+
+    def test_what_was_enumerated_needs_no_game(self, network, case):
+        explainer = explainer_of(network, scores=SCORES, method="exact", budget=64)
+        (explanation,) = explainer(*case[:2], [case[2]], case[3])
+        found = case_curves(explanation, scores=("soft_dice",))
+        assert list(found) == ["soft_dice"]
+        assert found["soft_dice"].n_evaluations == 0
+        assert found["soft_dice"].bounds.method == "exact"
+        expected = exact_shapley(explanation.evaluated.scores)
+        np.testing.assert_allclose(explanation.values[explanation.visible], expected, atol=1e-12)
+
+    def test_the_table_of_one_region_of_several_is_its_own(self, network, case, game):
+        image, partition, region, logits = case
+        other = np.zeros(SHAPE, dtype=bool)
+        other[2:4, 2:5, 8:14] = True
+        explainer = explainer_of(network, scores=SCORES, method="kernelshap", budget=14)
+        explanations = explainer(image, partition, [region, Region(other, "box", 1, 0)], logits)
+        first = explanations[0]
+        assert first.evaluated.rows.shape[1] == first.visible.sum() == 4
+        assert explanations[1].evaluated.rows.shape[1] == explanations[1].visible.sum()
+        np.testing.assert_allclose(first.evaluated.scores, game.of_visible(first.evaluated.rows), atol=1e-12)
+
+    def test_a_game_of_something_else_is_refused(self, network, case):
+        explainer = explainer_of(network, scores=SCORES, method="kernelshap", budget=12)
+        (explanation,) = explainer(*case[:2], [case[2]], case[3])
+        with pytest.raises(ValueError, match="the game has the scores tp and 4 visible units of 5; expected tp, fp"):
+            case_curves(explanation, explainer_of(network, scores=("tp",)).game(*case))
+        with pytest.raises(ValueError, match="has no evaluated coalitions, and game is None"):
+            case_curves(replace(explanation, evaluated=None))
+        with pytest.raises(ValueError, match="coalitions are not among the"):
+            case_curves(explanation)
+        with pytest.raises(ValueError, match="score 'volume' was not computed"):
+            case_curves(explanation, scores=("volume",))

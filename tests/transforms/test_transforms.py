@@ -33,6 +33,7 @@ from monai_segshap.transforms import (
     KernelSHAPd,
     MatchGridd,
     OrganUnitsd,
+    PerturbationCurvesd,
     PredictedClassUnitsd,
     PredictLogitsd,
     SaveExplanationd,
@@ -315,3 +316,22 @@ def test_a_neighbor_in_the_box_is_pointed_out(files, network, inferer, tmp_path)
     steps = [wide if isinstance(step, SelectRegiond) else step for step in steps]
     (explanation,) = Compose(steps)(files)["explanations"]
     assert any("voxels of other components" in sentence for sentence in explanation.warnings)
+
+
+@pytest.mark.parametrize(("method", "budget"), [("exact", 2**12), ("kernelshap", 60)])
+def test_curves_of_the_explanations_of_a_case(method, budget, files, network, inferer, tmp_path):
+    explain = chain(network, inferer, tmp_path, UNITS["cubes"], method=method, budget=budget, scores=("tp", "dice"))
+    case = explain(files)
+    before = dict(case)
+    curved = PerturbationCurvesd("explanations", explain.transforms[6], random_orders=2, bounds="none")(case)
+    (curves,), (explanation,) = curved["curves"], case["explanations"]
+    assert list(curves) == ["tp", "dice"]
+    assert set(curved) - set(before) == {"curves"}
+    assert (sum(c.n_evaluations for c in curves.values()) > 0) == (method != "exact")
+    n_visible = int(explanation.visible.sum())
+    for t, one in enumerate(curves.values()):
+        assert len(one.morf) == n_visible + 1
+        assert one.morf[0] == pytest.approx(explanation.full[t], abs=1e-12)
+        assert one.morf[-1] == pytest.approx(explanation.empty[t], abs=1e-12)
+    with pytest.raises(ValueError, match="explain is a Compose; expected the KernelSHAPd"):
+        PerturbationCurvesd("explanations", explain)
