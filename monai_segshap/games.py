@@ -29,16 +29,18 @@ class ScoreInfo:
     equation: str
 
 
-#: The scores of paper 000, all from one evaluation.
+#: The scores of papers 000 and 001, all from one evaluation.
 SCORES: dict[str, ScoreInfo] = {
     "tp": ScoreInfo("TP score (target logit, mean over the region)", "paper 000, Eq. 3"),
     "fp": ScoreInfo("FP score (minus target logit, mean over the region)", "paper 000, Eq. 4"),
     "dice": ScoreInfo("Dice with the unperturbed prediction", "paper 000, Eq. 5"),
     "soft_dice": ScoreInfo("soft Dice score (signed target logit, mean over the region)", "paper 000, Eq. 6"),
+    "class_output": ScoreInfo("class output (target logit on P_0, mean over the region)", "paper 001, Eq. 2"),
 }
 
-#: What each block of a region contributes: to the tp and the fp score, voxels in P_m and P_0, voxels in P_m only.
-CHANNELS = ("tp", "fp", "hit", "extra")
+#: What each block of a region contributes: to the tp and the fp score, voxels in P_m and P_0, voxels in P_m only, and
+#: to the class output.
+CHANNELS = ("tp", "fp", "hit", "extra", "output")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class RegionGame:
     * ``tp = 1/|R| sum over R of [P_m and P_0] z``; positive where the network holds on to its prediction,
     * ``fp = -1/|R| sum over R of [P_m and not P_0] z``; 0 with all units kept, negative for new positives,
     * ``dice = 2 |P_m and P_0| / (|P_m| + |P_0| + eps)``, counted in R, 0 to 1,
-    * ``soft_dice = tp + fp`` (that is Eq. 6: weight +1 on P_0 and -1 elsewhere).
+    * ``soft_dice = tp + fp`` (that is Eq. 6: weight +1 on P_0 and -1 elsewhere),
+    * ``class_output = 1/|R| sum over R of [P_0] z``: what gradients of paper 001 explain, whether or not the network
+      still predicts the target there; where R is P_0 it is the mean, and |R| times it the sum, of Eq. 2.
 
     Attributes:
         mask: bool (h, w, d), the region inside its box.
@@ -102,7 +106,7 @@ class RegionGame:
             logits: (classes, h, w, d), fused, inside the region's box.
 
         Returns:
-            float64 (B, 4), see `CHANNELS`; their sums give every score, see `compose`.
+            float64 (B, 5), see `CHANNELS`; their sums give every score, see `compose`.
 
         Raises:
             ValueError: for logits that are not finite.
@@ -118,11 +122,11 @@ class RegionGame:
         predicted = self.heads.predicted(inside, self.target)
         hit, extra = predicted & reference, predicted & ~reference
         signal = self.heads.signal(inside, self.target, self.signal).to(torch.float64)
-        volumes = torch.stack([signal * hit, -signal * extra, hit.double(), extra.double()])
+        volumes = torch.stack([signal * hit, -signal * extra, hit.double(), extra.double(), signal * reference])
         order, sizes = self._order
         parts = torch.split(volumes[:, order], sizes, dim=1) if len(sizes) > 1 else [volumes]
         size = float(inside.shape[1])
-        return torch.stack([part.sum(dim=1) for part in parts]).cpu().numpy() / np.array([size, size, 1.0, 1.0])
+        return torch.stack([part.sum(dim=1) for part in parts]).cpu().numpy() / np.array([size, size, 1.0, 1.0, size])
 
     def class_counts(self, logits: torch.Tensor) -> NDArray[np.int64]:
         """Voxels of the region predicted as each class, int64 (classes,), from logits (classes, h, w, d)."""
@@ -130,22 +134,24 @@ class RegionGame:
         return self.heads.counts(logits[place]).cpu().numpy()
 
     def compose(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores (..., T) from sums over blocks (..., 4)."""
-        tp, fp, hit, extra = (sums[..., c] for c in range(len(CHANNELS)))
+        """Scores (..., T) from sums over blocks (..., 5)."""
+        tp, fp, hit, extra, output = (sums[..., c] for c in range(len(CHANNELS)))
         hit, extra = np.maximum(hit, 0.0), np.maximum(extra, 0.0)  # emulated counts can fall below
         found = {
             "tp": tp,
             "fp": fp + 0.0,
             "dice": 2.0 * hit / (hit + extra + self.n_reference + self.eps),
             "soft_dice": tp + fp,
+            "class_output": output,
         }
         return np.stack([found[name] for name in self.scores], axis=-1)
 
     @property
     def linear(self) -> NDArray[np.float64]:
-        """Float64 (T, 4): each score as a weighted sum of the channels' sums; NaN for channels in a ratio."""
-        ratio = [0, 0, np.nan, np.nan]
-        weights = {"tp": [1, 0, 0, 0], "fp": [0, 1, 0, 0], "soft_dice": [1, 1, 0, 0], "dice": ratio}
+        """Float64 (T, 5): each score as a weighted sum of the channels' sums; NaN for channels in a ratio."""
+        ratio = [0, 0, np.nan, np.nan, 0]
+        weights = {"tp": [1, 0, 0, 0, 0], "fp": [0, 1, 0, 0, 0], "soft_dice": [1, 1, 0, 0, 0], "dice": ratio}
+        weights["class_output"] = [0, 0, 0, 0, 1]
         return np.array([weights[name] for name in self.scores], dtype=np.float64)
 
     @cached_property
@@ -194,7 +200,7 @@ def score_warnings(
             f"score 'fp' is 0 for every coalition: the whole region is predicted as {name}, so nothing can be added. "
             "Use a region with a margin (extent 'box') to see false positives."
         )
-    idle = [s for s in ("tp", "dice") if s in scores]
+    idle = [s for s in ("tp", "dice", "class_output") if s in scores]
     if idle and not bool(reference[mask].any()):
         found.append(
             f"scores {', '.join(repr(s) for s in idle)} are 0 for every coalition: the region holds no voxel predicted "

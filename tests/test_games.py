@@ -34,7 +34,7 @@ def voxel_signal(z: list[float], signal: str) -> float:
 
 def by_loop(full, perturbed, mask, signal: str = "logit", eps: float = 1e-8) -> dict[str, float]:
     """Equations 3 to 6 of paper 000, voxel by voxel."""
-    size = tp = fp = soft = 0.0
+    size = tp = fp = soft = output = 0.0
     overlap = n_perturbed = n_full = 0
     for x in np.ndindex(BOX):
         r = float(mask[x])
@@ -46,6 +46,7 @@ def by_loop(full, perturbed, mask, signal: str = "logit", eps: float = 1e-8) -> 
         tp += r * (p == 1 and p_full == 1) * value
         fp -= r * (p == 1 and p_full == 0) * value
         soft += r * p * (2 * p_full - 1) * value
+        output += r * p_full * value
         overlap += int(r) * p * p_full
         n_perturbed += int(r) * p
         n_full += int(r) * p_full
@@ -54,6 +55,7 @@ def by_loop(full, perturbed, mask, signal: str = "logit", eps: float = 1e-8) -> 
         "fp": fp / size,
         "dice": 2 * overlap / (n_perturbed + n_full + eps),
         "soft_dice": soft / size,
+        "class_output": output / size,
     }
 
 
@@ -62,9 +64,9 @@ def by_loop(full, perturbed, mask, signal: str = "logit", eps: float = 1e-8) -> 
 def test_scores_equal_the_equations_voxel_by_voxel(signal, seed):
     full, perturbed, mask, reference = case(seed)
     expected = by_loop(full, perturbed, mask, signal)
-    found = RegionGame(mask, reference, TARGET, signal=signal)(perturbed)
+    found = RegionGame(mask, reference, TARGET, tuple(SCORES), signal=signal)(perturbed)
     assert found.dtype == np.float64
-    assert found == pytest.approx([expected[name] for name in ("tp", "fp", "dice", "soft_dice")], abs=1e-6)
+    assert found == pytest.approx([expected[name] for name in SCORES], abs=1e-6)
     assert 0 < expected["dice"] < 1
     assert expected["fp"] != 0
 
@@ -183,7 +185,7 @@ def test_warns_when_tp_and_dice_can_not_vary():
     mask[1:3] = True
     found = score_warnings(mask, ~mask, list(SCORES), "spleen")
     assert len(found) == 1
-    assert "scores 'tp', 'dice' are 0 for every coalition" in found[0]
+    assert "scores 'tp', 'dice', 'class_output' are 0 for every coalition" in found[0]
 
 
 def test_warns_only_of_scores_that_are_asked_for():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_segshap.games import CHANNELS
 from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator
 from monai_segshap.numerics import NumericMode, autocast_state
@@ -62,7 +63,7 @@ def question_identity(
         "coalitions": f"{'pairs' if coalitions.is_paired else coalitions.method}, {evaluator.n_units} units, "
         f"seed {coalitions.seed}",
         "blocks": digest(*blocks),
-        "signal": f"{signal} of {heads.kind}",
+        "signal": f"{signal} of {heads.kind}: {', '.join(CHANNELS)}",
         "numbers": f"{numerics.describe()}, {image.dtype} on {evaluator.device.type}, "
         f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
         "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),

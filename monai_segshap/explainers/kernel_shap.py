@@ -48,7 +48,7 @@ class KernelSHAPExplainer:
         network: maps (B, C, *roi) to logits (B, classes, *roi), or (B, folds * classes, *roi) for a plan with folds.
         inferer: the deployed `SlidingWindowInferer`, or another inferer that `monai_segshap.inferers.PlansWindows`
             describes; its windows, batch size and fusion are used.
-        scores: some of "tp", "fp", "dice", "soft_dice".
+        scores: some of "tp", "fp", "dice", "soft_dice", "class_output".
         budget: coalitions to evaluate (the full and the empty one come on top); None: see
             `monai_segshap.shapley.default_budget`. 4 for each visible unit is a small budget, 8 a comfortable one.
         method: "auto" (exact where enumerating needs no more network passes than sampling), or an estimator by name,
