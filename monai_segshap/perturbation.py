@@ -11,7 +11,20 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-__all__ = ["Baseline", "BlurredBaseline", "ConstantBaseline", "LocalMeanBaseline", "effective_hu", "network_value"]
+__all__ = [
+    "CHANNEL_VOXELS",
+    "Baseline",
+    "BlurredBaseline",
+    "ChannelMeanBaseline",
+    "ChannelNoiseBaseline",
+    "ConstantBaseline",
+    "LocalMeanBaseline",
+    "effective_hu",
+    "network_value",
+]
+
+#: Which voxels of a channel count, and are replaced, for baselines of whole channels.
+CHANNEL_VOXELS = ("nonzero", "all")
 
 #: Lowest and highest HU at which an intensity transform is examined.
 _HU_RANGE = (-1024, 3071)
@@ -133,6 +146,60 @@ class LocalMeanBaseline(Baseline):
         return {**super().describe(), "size_mm": self.size_mm}
 
 
+@dataclass(frozen=True)
+class ChannelMeanBaseline(Baseline):
+    """The mean of each channel: a contrast without any structure. Local: the mean is of the unperturbed image.
+
+    Attributes:
+        voxels: "nonzero": mean of the voxels that are not 0, written into these; the background, 0 after a
+            normalization of the non-zero voxels, stays. "all": mean of all voxels, written everywhere.
+    """
+
+    kind: ClassVar[str] = "channel_mean"
+    voxels: str = "nonzero"
+
+    def __post_init__(self) -> None:
+        _check_channel_voxels(self.voxels)
+
+    def fill(self, image: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+        """See `Baseline.fill`."""
+        return _where_counted(image, self.voxels, lambda values, channel: np.full(values.shape, values.mean()))
+
+    def describe(self) -> dict[str, Any]:
+        """See `Baseline.describe`; adds ``voxels``."""
+        return {**super().describe(), "voxels": self.voxels}
+
+
+@dataclass(frozen=True)
+class ChannelNoiseBaseline(Baseline):
+    """Gaussian noise with the mean and standard deviation of each channel. Local: every coalition has the same noise.
+
+    Attributes:
+        voxels: as for `ChannelMeanBaseline`.
+        seed: of the noise; the same on every device.
+    """
+
+    kind: ClassVar[str] = "channel_noise"
+    voxels: str = "nonzero"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_channel_voxels(self.voxels)
+
+    def fill(self, image: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+        """See `Baseline.fill`."""
+
+        def noise(values: np.ndarray, channel: int) -> np.ndarray:
+            drawn = np.random.default_rng([self.seed, channel]).standard_normal(values.shape)
+            return values.mean() + values.std() * drawn
+
+        return _where_counted(image, self.voxels, noise)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Baseline.describe`; adds ``voxels`` and ``seed``."""
+        return {**super().describe(), "voxels": self.voxels, "seed": self.seed}
+
+
 def network_value(hu: float, intensity_transform: Callable[[Any], Any]) -> float:
     """Network-space value of a HU, through the model's own intensity transform.
 
@@ -180,6 +247,21 @@ def _apply(transform: Callable[[Any], Any], hu: np.ndarray) -> np.ndarray:
 def _per_channel(image: torch.Tensor, operation: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
     channels = [operation(channel.numpy()) for channel in image.detach().cpu().float().as_subclass(torch.Tensor)]
     return torch.as_tensor(np.stack(channels), dtype=image.dtype, device=image.device)
+
+
+def _check_channel_voxels(voxels: str) -> None:
+    if voxels not in CHANNEL_VOXELS:
+        raise ValueError(f"voxels is {voxels!r}; expected one of {', '.join(CHANNEL_VOXELS)}.")
+
+
+def _where_counted(image: torch.Tensor, voxels: str, make: Callable[[np.ndarray, int], np.ndarray]) -> torch.Tensor:
+    """Each channel with its counted voxels, float64 (n,), replaced by what ``make`` makes of them and its number."""
+    found = np.array(image.detach().cpu().as_subclass(torch.Tensor).double().numpy())
+    for number, channel in enumerate(found):
+        counted = channel != 0 if voxels == "nonzero" else np.ones(channel.shape, dtype=bool)
+        if counted.any():
+            channel[counted] = make(channel[counted], number)
+    return torch.as_tensor(found, dtype=image.dtype, device=image.device)
 
 
 def _positive(value: float, name: str) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compu
 from monai_segshap.inferers.passes import NetworkPasses
 from monai_segshap.inferers.window_plan import WindowPlan
 from monai_segshap.region import Box
+from monai_segshap.shapley import digest
 
 __all__ = ["CoalitionEvaluator", "EvaluationPlan", "infer_volume", "mean_of_folds"]
 
@@ -48,13 +50,14 @@ class CoalitionEvaluator:
     added up in the library's order with its weights. In the regions the result equals the whole-volume inference of
     the perturbed image bit for bit, if the network gives a window the same bits at any place of such a batch
     (`monai_segshap.inferers.calibrate` tests that). Units that change no voxel of these windows are left out: see
-    ``visible``.
+    ``visible``. Where units own channels, windows that are alike once all their units are removed, such as those of
+    nothing but 0, run once for all of them.
 
     Args:
         network: maps (B, C, *roi) to logits (B, classes, *roi), or (B, folds * classes, *roi), see `WindowPlan`.
         plan: windows of the deployed inference.
         image: (C, H, W, D), network space, finite.
-        labels: int (H, W, D), units 1..M, 0 is never perturbed.
+        labels: int (H, W, D), units 1..M, 0 is never perturbed; or (C, H, W, D), units that own single channels.
         fill: (C, H, W, D), replacement of removed voxels.
         boxes: the regions' boxes, image indices, both corners inside.
         device: where the network runs; default the image's.
@@ -92,7 +95,7 @@ class CoalitionEvaluator:
         whole_grid: bool = False,
         perturbed: PerturbedImages | None = None,
     ) -> None:
-        if tuple(image.shape[1:]) != plan.image_shape or tuple(labels.shape) != plan.image_shape:
+        if tuple(image.shape[1:]) != plan.image_shape or tuple(labels.shape) not in (plan.image_shape, image.shape):
             raise ValueError(
                 f"image {tuple(image.shape)} and labels {tuple(labels.shape)} do not fit a plan for {plan.image_shape}."
             )
@@ -124,13 +127,15 @@ class CoalitionEvaluator:
         self._image = plan.pad(image.as_subclass(torch.Tensor), as_image=True).to(self.device)
         self._fill = plan.pad(fill.as_subclass(torch.Tensor), as_image=False).to(self.device)
         number = torch.from_numpy(np.concatenate([[0], np.cumsum(self.visible) * self.visible]))
-        self._labels = plan.pad(number[labels.to(torch.int64)][None], as_image=False)[0].to(self.device)
+        shared = labels[None] if labels.ndim == 3 else labels  # (1 or C, H, W, D)
+        self._labels = plan.pad(number[shared.to(torch.int64)], as_image=False).to(self.device)
         self._scratch: torch.Tensor | None = None
         self._cuts = [[_cut(plan, int(w), box) for box in boxes] for w in active]
         self._box_shapes = [tuple(h - lo + 1 for lo, h in zip(*box, strict=True)) for box in boxes]
         self.stitch_device = plan.stitch_device or self.device
         self._weight = plan.weight.to(self.device)
         self._counts = [self._count(b) for b in range(len(boxes))]
+        self._twins = self._find_twins() if labels.ndim == 4 and perturbed is None else None
         self._entry_voxels = np.array(
             [sum(_volume(c[0]) for c in cuts if c is not None) for cuts in self._cuts], dtype=np.int64
         )
@@ -139,6 +144,14 @@ class CoalitionEvaluator:
     def network(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network that runs."""
         return self.passes.network
+
+    def with_network(self, network: Callable[[torch.Tensor], torch.Tensor]) -> CoalitionEvaluator:
+        """The same windows and units for another network, such as the next fold's; image and units are shared."""
+        other = copy.copy(self)
+        other.passes = NetworkPasses(network, self.device)
+        other.run_sizes, other._scratch = self.library_sizes, None
+        other.peak_held_bytes = other._held_bytes = 0
+        return other
 
     @property
     def n_forwards(self) -> int:
@@ -175,6 +188,7 @@ class CoalitionEvaluator:
             self.run_sizes,
             self._entry_voxels * n_classes * self.plan.folds * itemsize,
             self.max_bytes,
+            self._twins,
         )
         return EvaluationPlan(rows, n_classes, jobs, count_forwards(rows, self.incidence, jobs, self.whole_grid))
 
@@ -241,9 +255,20 @@ class CoalitionEvaluator:
             return self.plan.pad(self.perturbed(kept_units), as_image=True)[:, h, w, d].to(self.device)
         keep = torch.ones(self.n_units + 1, dtype=torch.bool)
         keep[1:] = torch.from_numpy(np.ascontiguousarray(row))
-        kept = keep.to(self.device)[self._labels[part]]
         place = (slice(None), *part)
+        kept = keep.to(self.device)[self._labels[place]]
         return torch.where(kept, self._image[place], self._fill[place])
+
+    def _find_twins(self) -> NDArray[np.int64]:
+        """For each active window the first one with the same content, all units removed, and the same part to keep."""
+        none = np.zeros(self.n_units, dtype=bool)
+        known: dict[Any, int] = {}
+        found = []
+        for a, cuts in enumerate(self._cuts):
+            inside = str([None if cut is None else cut[0] for cut in cuts])
+            key = (digest(self._content(a, none).cpu().numpy()), inside)
+            found.append(known.setdefault(key, a))
+        return np.array(found, dtype=np.int64)
 
     def check(self, logits: Any, size: int, n_classes: int) -> None:
         """Raise unless a network's answer to a batch is one tensor of logits at full resolution."""

@@ -51,7 +51,7 @@ def compute_incidence(
     Args:
         plan: the window plan.
         active: windows that touch a region.
-        labels: int (H, W, D), 0..M.
+        labels: int (H, W, D), 0..M; or (C, H, W, D), units that own single channels.
         image: (C, H, W, D), network space.
         fill: (C, H, W, D), replacement of removed voxels.
         n_units: M.
@@ -59,13 +59,16 @@ def compute_incidence(
     Returns:
         the incidence. A unit that equals its replacement in a window does not count as live there.
     """
-    padded = plan.pad(labels[None].cpu(), as_image=False)[0].numpy()
-    changed = plan.pad((image != fill).any(dim=0)[None].cpu().to(torch.uint8), as_image=False)[0].numpy().astype(bool)
+    differs = image != fill
+    if labels.ndim == 3:
+        labels, differs = labels[None], differs.any(dim=0, keepdim=True)
+    padded = plan.pad(labels.cpu(), as_image=False).numpy()
+    changed = plan.pad(differs.cpu().to(torch.uint8), as_image=False).numpy().astype(bool)
     member = np.zeros((plan.n_windows, n_units), dtype=bool)
     live = np.zeros((len(active), n_units), dtype=bool)
     position = {int(w): a for a, w in enumerate(active)}
     for window in range(plan.n_windows):
-        part = plan.window_slices(window)
+        part = (slice(None), *plan.window_slices(window))
         inside = padded[part]
         member[window] = np.bincount(inside.ravel(), minlength=n_units + 1)[1:] > 0
         if window in position:
@@ -80,7 +83,7 @@ class JobPlan:
     A job is one active window with one content. Coalitions that agree on the live units of a window share it.
 
     Attributes:
-        windows: int64 (J,), position of the job's window among the active ones.
+        windows: int64 (J,), position of the job's window among the active ones; its twins may use it, too.
         rows: int64 (J,), a coalition whose content the job has.
         uses: int64 (K, A), the job that gives each coalition the logits of each active window.
         last_use: int64 (J,), the last coalition that needs the job; its logits are dropped afterwards.
@@ -113,6 +116,7 @@ def plan_jobs(
     batch_sizes: NDArray[np.int64],
     entry_bytes: NDArray[np.int64],
     max_bytes: int,
+    twins: NDArray[np.int64] | None = None,
 ) -> JobPlan:
     """List the distinct network passes that a set of coalitions needs.
 
@@ -124,6 +128,8 @@ def plan_jobs(
         max_bytes: bound for the logits kept from one coalition to the next. What does not fit is dropped, the entry
             needed last first (Belady 1966), and run again. The logits of the coalitions in work come on top;
             ``peak_bytes`` has them.
+        twins: int64 (A,), windows of one number have the same content and keep the same part where no live unit is
+            kept, so that one runs for all; None: no window has a twin.
 
     Returns:
         the plan. ``n_forwards`` is what the run will need, exactly.
@@ -134,9 +140,7 @@ def plan_jobs(
         packed = np.packbits(rows[:, incidence.live[a]], axis=1)
         keys[:, a] = np.unique(packed, axis=0, return_inverse=True)[1].ravel() if packed.shape[1] else 0
     next_use = _next_uses(keys)
-    windows: list[int] = []
-    origin: list[int] = []
-    last_use: list[int] = []
+    windows, origin, last_use = list[int](), list[int](), list[int]()
     uses = np.empty((n_rows, n_active), dtype=np.int64)
     held: dict[tuple[int, int], int] = {}
     held_bytes = 0
@@ -157,21 +161,42 @@ def plan_jobs(
             held_bytes -= int(entry_bytes[gone])
         if held_bytes > max_bytes:
             held_bytes -= _evict(held, keys, next_use, last_use, entry_bytes, held_bytes - max_bytes)
-    batches, sizes = _batches(np.array(windows), np.array(origin), batch_sizes)
-    ready = _ready_after(uses, batches)
-    peak = _peak_bytes(np.array(last_use), batches, ready, entry_bytes[windows])
-    distinct = sum(len(np.unique(keys[:, a])) for a in range(n_active))
-    return JobPlan(
-        np.array(windows),
-        np.array(origin),
-        uses,
-        np.array(last_use),
-        batches,
-        sizes,
-        ready,
-        peak,
-        len(windows) - distinct,
-    )
+    repeated = len(windows) - sum(len(np.unique(keys[:, a])) for a in range(n_active))
+    jobs = (np.array(windows), np.array(origin), uses, np.array(last_use))
+    if twins is not None:
+        jobs = _merge_twins(*jobs, rows, incidence, twins, batch_sizes)
+    batches, sizes = _batches(jobs[0], jobs[1], batch_sizes)
+    ready = _ready_after(jobs[2], batches)
+    peak = _peak_bytes(jobs[3], batches, ready, entry_bytes[jobs[0]])
+    return JobPlan(*jobs, batches, sizes, ready, peak, repeated)
+
+
+def _merge_twins(
+    windows: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    uses: NDArray[np.int64],
+    last_use: NDArray[np.int64],
+    rows: NDArray[np.bool_],
+    incidence: Incidence,
+    twins: NDArray[np.int64],
+    batch_sizes: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Windows, rows, uses and last uses of the jobs that are left when one of twins runs for those that need it.
+
+    It stands for a twin that is wanted while it is held anyway, so that at no time more bytes are held than before.
+    """
+    bare = ~(rows[origin] & incidence.live[windows]).any(axis=1)
+    leaders: dict[tuple[int, int], int] = {}
+    stands, latest = np.arange(len(windows)), last_use.copy()
+    for job in np.flatnonzero(bare).tolist():
+        a = int(windows[job])
+        leader = leaders.setdefault((int(twins[a]), int(batch_sizes[a])), job)
+        if origin[job] <= latest[leader]:
+            stands[job], latest[leader] = leader, max(latest[leader], latest[job])
+        else:
+            leaders[int(twins[a]), int(batch_sizes[a])] = job
+    left, number = np.unique(stands, return_inverse=True)
+    return windows[left], origin[left], number[uses], latest[left]
 
 
 def _ready_after(uses: NDArray[np.int64], batches: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
