@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,33 @@ class OutputHeads:
         if self.kind == "softmax":
             return logits.argmax(dim=0) == target
         return _above_half(logits[target])
+
+    def truth(
+        self, label: torch.Tensor, target: int, shape: Sequence[int], label_value: int | None = None
+    ) -> torch.Tensor:
+        """Bool (H, W, D), voxels that a label says are the target.
+
+        Args:
+            label: (1, H, W, D), numbers; or (channels, H, W, D), a mask for each class or region.
+            target: output channel.
+            shape: (H, W, D) of the prediction.
+            label_value: its number in a label map, or its channel in a label of several channels; None: the target for
+                classes, the target plus 1 in the label map of sigmoid heads.
+
+        Raises:
+            ValueError: for a label of another shape, or without the channel.
+        """
+        plain = label.detach().as_subclass(torch.Tensor)
+        if plain.ndim != 4 or tuple(plain.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"the label has shape {tuple(label.shape)}; expected channels first on the grid of the prediction, "
+                f"{tuple(shape)}."
+            )
+        own_map = target + (self.kind == "sigmoid") if len(plain) == 1 else target
+        value = own_map if label_value is None else label_value
+        if len(plain) > 1 and not 0 <= value < len(plain):
+            raise ValueError(f"the label has {len(plain)} channels; expected one for the class, number {value}.")
+        return plain[0].round() == value if len(plain) == 1 else plain[value] > 0.5
 
     def seen_from(self, logits: torch.Tensor, target: int) -> torch.Tensor:
         """Int32 (...), the channel that each voxel is predicted as, and the target wherever it is predicted.

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["evaluation_mode", "is_out_of_memory", "load_weights"]
+from monai_segshap.shapley import digest
+
+__all__ = ["evaluation_mode", "is_out_of_memory", "load_weights", "weights_digest"]
 
 _NESTED = ("model", "state_dict", "network_weights")
 
@@ -88,3 +90,13 @@ def _state_dict(content: Any, path: str | Path) -> dict[str, torch.Tensor]:
     raise ValueError(
         f"{path} holds no state dictionary; expected tensors by name, alone or under {', '.join(_NESTED)}."
     )
+
+
+def weights_digest(network: Any) -> str:
+    """Digest of the weights and the class; a plain callable is known by its name only."""
+    if not isinstance(network, torch.nn.Module):
+        return f"{getattr(network, '__module__', '')}.{getattr(network, '__qualname__', type(network).__qualname__)}"
+    parts: list[Any] = [str(network)]
+    for name, tensor in network.state_dict().items():
+        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()]
+    return digest(*parts)

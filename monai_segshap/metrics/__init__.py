@@ -3,23 +3,86 @@
 
 from __future__ import annotations
 
+from monai_segshap.metrics.association import (
+    GroupComparison,
+    RankedCorrelation,
+    compare_groups,
+    correlation_with_interval,
+)
+from monai_segshap.metrics.attribution_metrics import ComplexityMetric, FaithfulnessMetric, SensitivityMetric
 from monai_segshap.metrics.bounds import BOUNDS, AopcBounds, beam_aopc_bounds, exact_aopc_bounds
+from monai_segshap.metrics.case_convergence import case_convergence
 from monai_segshap.metrics.case_curves import case_curves
+from monai_segshap.metrics.case_table import CaseRow, CaseTableMetric
 from monai_segshap.metrics.convergence import ConvergenceReport, convergence_report
 from monai_segshap.metrics.curves import PerturbationCurves, RandomControl, curve_coalitions, perturbation_curves
+from monai_segshap.metrics.explanation_metrics import (
+    CONVERGENCE_FIELDS,
+    CURVE_FIELDS,
+    ConvergenceMetric,
+    PerturbationCurveMetric,
+)
+from monai_segshap.metrics.faithfulness import CORRELATIONS, FaithfulnessResult, faithfulness_correlation
 from monai_segshap.metrics.memory import ScoreMemory
+from monai_segshap.metrics.ranks import (
+    RankAgreement,
+    RankVariance,
+    rank_agreement,
+    rank_agreement_report,
+    rank_variance,
+    rank_variance_report,
+    ranks_of,
+)
+from monai_segshap.metrics.reference_ranking import ReferenceRanking
+from monai_segshap.metrics.voxel import (
+    NOISES,
+    SensitivityResult,
+    attribution_sensitivity,
+    effective_complexity,
+    voxel_metrics,
+)
 
 __all__ = [
     "BOUNDS",
+    "CONVERGENCE_FIELDS",
+    "CORRELATIONS",
+    "CURVE_FIELDS",
+    "NOISES",
     "AopcBounds",
+    "CaseRow",
+    "CaseTableMetric",
+    "ComplexityMetric",
+    "ConvergenceMetric",
     "ConvergenceReport",
+    "FaithfulnessMetric",
+    "FaithfulnessResult",
+    "GroupComparison",
+    "PerturbationCurveMetric",
     "PerturbationCurves",
     "RandomControl",
+    "RankAgreement",
+    "RankVariance",
+    "RankedCorrelation",
+    "ReferenceRanking",
     "ScoreMemory",
+    "SensitivityMetric",
+    "SensitivityResult",
+    "attribution_sensitivity",
     "beam_aopc_bounds",
+    "case_convergence",
     "case_curves",
+    "compare_groups",
     "convergence_report",
+    "correlation_with_interval",
     "curve_coalitions",
+    "effective_complexity",
     "exact_aopc_bounds",
+    "faithfulness_correlation",
     "perturbation_curves",
+    "rank_agreement",
+    "rank_agreement_report",
+    "rank_variance",
+    "rank_variance_report",
+    "ranks_of",
+    "voxel_metrics",
 ]
