@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from monai_segshap.games import CHANNELS
 from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator
+from monai_segshap.networks import weights_digest
 from monai_segshap.numerics import NumericMode, autocast_state
 from monai_segshap.region import Region
 from monai_segshap.shapley import CoalitionPlan, digest
@@ -54,7 +55,7 @@ def question_identity(
     plan = evaluator.plan
     windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value} {plan.folds}"
     return {
-        "network": _network_digest(network),
+        "network": weights_digest(network),
         "image": digest(image.cpu().numpy()),
         "replacement": digest(fill.cpu().numpy(), "" if evaluator.perturbed is None else evaluator.perturbed.name),
         "units": digest(partition.labels),
@@ -68,13 +69,3 @@ def question_identity(
         f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
         "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),
     }
-
-
-def _network_digest(network: Any) -> str:
-    """Digest of the weights and the class; a plain callable is known by its name only."""
-    if not isinstance(network, torch.nn.Module):
-        return f"{getattr(network, '__module__', '')}.{getattr(network, '__qualname__', type(network).__qualname__)}"
-    parts: list[Any] = [str(network)]
-    for name, tensor in network.state_dict().items():
-        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()]
-    return digest(*parts)
