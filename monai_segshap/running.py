@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from monai.engines import Workflow
@@ -22,6 +24,7 @@ __all__ = [
     "leave_ranks",
     "list_cases",
     "local_device",
+    "read_datalist",
     "root_cause",
     "run_evaluator",
 ]
@@ -81,6 +84,68 @@ def list_cases(
         {"image": str(image), "case": str(name)} | ({"organs": str(labels)} if labels is not None else {})
         for image, labels, name in zip(paths, maps, chosen, strict=True)
     ]
+
+
+def read_datalist(
+    source: str | Path | Sequence[Mapping[str, Any]], files: Sequence[str] = ("image", "organs")
+) -> list[dict[str, Any]]:
+    """Cases from a JSON or CSV file, or a list of dictionaries.
+
+    Args:
+        source: entries with "image" and, where wanted, other files, "case" (a name) and anything else that is known of
+            a case. A JSON file holds a list of them, or a dictionary of one list (such as MONAI's {"testing": [...]}),
+            a CSV file has a column for each. Paths in files are relative to the file's folder.
+        files: entries that are paths; an empty one is left out.
+
+    Returns:
+        a dictionary for each case, with "image" and "case".
+
+    Raises:
+        ValueError: for another content; an entry without image; two cases of one name.
+        OSError: if the file can not be read.
+    """
+    folder = Path()
+    entries: Any = source
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        entries, folder = _read_entries(path), path.parent
+    named = str(source) if isinstance(source, (str, Path)) else "given"
+    if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
+        raise ValueError(f"the data list {named} holds no list of cases, dictionaries with 'image'.")
+    bad = [number for number, entry in enumerate(entries) if not entry.get("image")]
+    if bad:
+        raise ValueError(f"entries {bad[:10]} (numbered from 0) of the data list {named} have no 'image'.")
+    names = [entry.get("case") for entry in entries]
+    if any(names) and not all(names):
+        raise ValueError(f"some entries of the data list {named} have a 'case' and some do not; name all.")
+    placed = [
+        {key: str(folder / Path(str(entry[key])).expanduser()) for key in files if entry.get(key)} for entry in entries
+    ]
+    known = [{key: value for key, value in entry.items() if key not in files} for entry in entries]
+    cases = list_cases([p["image"] for p in placed], None, [str(n) for n in names] if all(names) else None)
+    return [more | paths | case for more, paths, case in zip(known, placed, cases, strict=True)]
+
+
+def _read_entries(path: Path) -> Any:
+    if path.suffix.lower() == ".csv":
+        return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the data list {path} is neither CSV nor JSON: {error}.") from error
+    if isinstance(content, Mapping):
+        lists = {key: value for key, value in content.items() if isinstance(value, list) and _holds_cases(value)}
+        if len(lists) != 1:
+            raise ValueError(
+                f"the data list {path} holds {len(lists)} lists of cases ({', '.join(map(str, lists)) or 'none'}); "
+                "expected one: give a file with these cases alone."
+            )
+        return next(iter(lists.values()))
+    return content
+
+
+def _holds_cases(entries: Sequence[Any]) -> bool:
+    return bool(entries) and all(isinstance(entry, Mapping) and "image" in entry for entry in entries)
 
 
 def cases_of_rank(cases: Sequence[dict[str, str]], ranks: str = "share") -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +19,24 @@ from monai_segshap.explainers import Explanation
 from monai_segshap.games import SCORES
 from monai_segshap.visualize import save_overview
 
-__all__ = ["format_table", "write_explanation"]
+__all__ = ["explanation_folders", "format_report", "format_table", "write_explanation"]
+
+
+def explanation_folders(explanations: Sequence[Explanation], case_folder: str | Path, done: int = 0) -> list[Path]:
+    """Where the explanations of one case go: its folder, or NUMBER_CLASS in it where there are several.
+
+    Args:
+        explanations: of one case.
+        case_folder: folder of the case.
+        done: explanations of this case that were written before; they count.
+
+    Returns:
+        a folder for each explanation; none is made.
+    """
+    folder = Path(case_folder)
+    if done + len(explanations) == 1:
+        return [folder]
+    return [folder / f"{n}_{_file_name(e.target_name)}" for n, e in enumerate(explanations, start=done + 1)]
 
 
 def write_explanation(explanation: Explanation, folder: str | Path, overview: bool = True) -> dict[str, Path]:
@@ -83,6 +100,27 @@ def format_table(explanation: Explanation, n_units: int = 10) -> str:
         f"{explanation.partition.n_units} {explanation.partition.noun} units, by |{lead}|; {certainty}\n"
         + pd.DataFrame(rows).to_string(index=False)
     )
+
+
+def format_report(explanation: Explanation, folder: str | Path) -> str:
+    """Text for the screen: the most important units, what a reader must know, network passes, seconds and folder.
+
+    Args:
+        explanation: what was written.
+        folder: where its files are.
+    """
+    lines = ["", format_table(explanation), ""]
+    lines += [f"note: {sentence}" for sentence in explanation.warnings]
+    counts, seconds = explanation.forwards, explanation.seconds
+    lines.append(
+        f"{counts.run} network passes (naive {counts.naive}, published cache {counts.published_cache}) in "
+        f"{seconds['total']:.0f} s; files in {folder}"
+    )
+    return "\n".join(lines)
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
 
 
 def _writers(explanation: Explanation, overview: bool) -> list[Callable[[Path], None]]:

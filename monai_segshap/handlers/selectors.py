@@ -47,19 +47,9 @@ class _Compared:
             raise ValueError(
                 f"the case has no label under {self.label_key!r}; selection by {type(self).__name__} needs one."
             )
-        if label.shape[1:] != logits.shape[1:]:
-            raise ValueError(
-                f"the label has shape {tuple(label.shape)}; expected channels first on the grid of the prediction, "
-                f"{tuple(logits.shape)}."
-            )
-        plain = label.detach().cpu().as_subclass(torch.Tensor).numpy()
-        own_map = self.target + (heads.kind == "sigmoid") if len(plain) == 1 else self.target
-        value = own_map if self.label_value is None else self.label_value
-        if len(plain) > 1 and not 0 <= value < len(plain):
-            raise ValueError(f"the label has {len(plain)} channels; expected one for the class, number {value}.")
-        truth = np.round(plain[0]) == value if len(plain) == 1 else plain[value] > 0.5
+        truth = heads.truth(label, self.target, logits.shape[1:], self.label_value).cpu().numpy()
         predicted = heads.predicted(logits.detach().as_subclass(torch.Tensor), self.target)
-        return predicted.cpu().numpy(), np.asarray(truth)
+        return predicted.cpu().numpy(), truth
 
 
 @dataclass(frozen=True)

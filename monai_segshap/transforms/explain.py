@@ -23,9 +23,9 @@ from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import crop_box, window_plan_of
 from monai_segshap.networks import evaluation_mode
 from monai_segshap.region import Box, Region, RegionSpec, box_slices, select_region
-from monai_segshap.running import case_name
+from monai_segshap.transforms.cases import name_of_case
 from monai_segshap.units import Partition
-from monai_segshap.writers import format_table, write_explanation
+from monai_segshap.writers import explanation_folders, format_report, write_explanation
 
 __all__ = ["KernelSHAPd", "PredictLogitsd", "SaveExplanationd", "SelectRegiond"]
 
@@ -230,7 +230,7 @@ class KernelSHAPd(MapTransform):
                 _unpack(d[self.region_key]),
                 d[self.pred_key],
                 self.class_names,
-                case=self.case or str(d.get(self.case_key) or _case_name(image)),
+                case=self.case or name_of_case(d, key, self.case_key),
                 display=d[self.display_key] if self.display_key else None,
                 exported=d.get(self.exported_key),
                 perturbed=d.get(self.perturbed_key),
@@ -281,25 +281,12 @@ class SaveExplanationd(MapTransform):
             d[self.files_key] = []
             if self.ranks.own > 0:
                 continue
-            for number, explanation in enumerate(found, start=1):
-                folder = self.output_dir / explanation.case
-                if len(found) > 1:
-                    folder = folder / f"{number}_{_file_name(explanation.target_name)}"
+            folders = explanation_folders(found, self.output_dir / found[0].case) if found else []
+            for explanation, folder in zip(found, folders, strict=True):
                 d[self.files_key].append(write_explanation(explanation, folder, self.overview))
                 if self.print_table:
-                    _report(explanation, folder)
+                    print(format_report(explanation, folder), flush=True)
         return d
-
-
-def _report(explanation: Explanation, folder: Path) -> None:
-    lines = ["", format_table(explanation), ""]
-    lines += [f"note: {sentence}" for sentence in explanation.warnings]
-    counts, seconds = explanation.forwards, explanation.seconds
-    lines.append(
-        f"{counts.run} network passes (naive {counts.naive}, published cache {counts.published_cache}) in "
-        f"{seconds['total']:.0f} s; files in {folder}"
-    )
-    print("\n".join(lines), flush=True)
 
 
 def _class_index(target: int | str, names: Sequence[str] | None, n_classes: int) -> int:
@@ -337,14 +324,3 @@ def _unpack(volume: torch.Tensor) -> list[Region]:
         raise ValueError("the region carries no target class; make it with SelectRegiond.")
     masks = volume.cpu().as_subclass(torch.Tensor).numpy() > 0
     return [Region(mask, **fields) for mask, fields in zip(masks, json.loads(record), strict=True)]
-
-
-def _case_name(image: torch.Tensor) -> str:
-    source = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
-    if isinstance(source, (list, tuple)):
-        source = source[0]
-    return case_name(str(source)) if source else "case"
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)

@@ -162,7 +162,7 @@ def test_a_case_that_can_not_be_explained_stops_the_evaluation_or_is_noted(netwo
     ExplanationHandler(fails, on_error="warn").attach(engine)
     engine.run()
     assert [e.case for e in engine.state.explanations] == ["case0", "case2"]
-    assert engine.state.unexplained == [(1, "the prediction holds no voxel of it")]
+    assert engine.state.unexplained == [(1, "case1", "the prediction holds no voxel of it")]
     engine = evaluator(network, 3)
     ExplanationHandler(fails).attach(engine)
     with pytest.raises(ValueError, match="no voxel of it"):

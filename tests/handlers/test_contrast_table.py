@@ -1,0 +1,101 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Contrast values of a whole evaluation, collected by handlers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import MeanDice, from_engine
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Activationsd, AsDiscreted, Compose
+
+from monai_segshap.explainers import contrast_values, tumor_sub_regions
+from monai_segshap.handlers import ContrastTableHandler, ExplanationHandler
+from monai_segshap.transforms import ContrastShapleyd
+
+NAMES = ("t1c", "t1n", "t2w", "t2f")
+SHAPE = (12, 8, 8)
+INFERER = {"roi_size": (8, 8, 8), "sw_batch_size": 2, "overlap": 0.25}
+
+
+@pytest.fixture(scope="module")
+def networks(make_network):
+    return [make_network("conv", in_channels=4, seed=seed) for seed in (0, 1)]
+
+
+def raw_case(number: int) -> dict:
+    rng = np.random.default_rng(number)
+    meta = {"filename_or_obj": f"case{number}.nii.gz"}
+    image = MetaTensor(rng.normal(size=(4, *SHAPE)).astype(np.float32), affine=torch.eye(4), meta=meta)
+    label = MetaTensor((rng.random((3, *SHAPE)) < 0.3).astype(np.float32), affine=torch.eye(4), meta=dict(meta))
+    if number == 1:
+        label[2] = 0
+    return {"image": image, "label": label}
+
+
+def contrasts_of(networks) -> ContrastShapleyd:
+    return ContrastShapleyd(
+        "image", networks, SlidingWindowInferer(**INFERER), NAMES, tumor_sub_regions(), progress=False
+    )
+
+
+def evaluator(networks, n_cases=3, **options) -> SupervisedEvaluator:
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset([raw_case(n) for n in range(n_cases)]), batch_size=2),
+        network=networks[0],
+        inferer=SlidingWindowInferer(**INFERER),
+        postprocessing=Compose([Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)]),
+        **options,
+    )
+
+
+def test_values_of_all_cases_and_folds_stand_in_one_table(networks, tmp_path):
+    metric = {"dice": MeanDice(output_transform=from_engine(["pred", "label"]))}
+    engine = evaluator(networks, key_val_metric=metric)
+    ExplanationHandler(contrasts_of(networks), key="contrast_explanations").attach(engine)
+    ContrastTableHandler(tmp_path / "out").attach(engine)
+    engine.run()
+    explanations = engine.state.explanations
+    assert [(one.case, one.fold) for one in explanations] == [(f"case{n}", f) for n in range(3) for f in "01"]
+    for number in range(3):
+        alone = contrasts_of(networks)(raw_case(number))["contrast_explanations"]
+        for one, other in zip(explanations[2 * number : 2 * number + 2], alone, strict=True):
+            np.testing.assert_allclose(one.values, other.values, atol=1e-5)
+    table = engine.state.contrast_table
+    assert len(table) == 3 * 2 * 3 * 4
+    rows = table[(table.sub_region == "WT") & (table.contrast == "t2w") & (table.fold == "1")]
+    expected = contrast_values(explanations[1::2], "dice_truth", "WT")[:, 2]
+    assert np.array_equal(rows["value"], expected)
+    absent = table[(table.case == "case1") & (table.sub_region == "ET")]
+    assert absent["value"].isna().all()
+    assert len(absent) == 8
+    assert engine.state.metrics["dice"] > 0
+    written = pd.read_csv(tmp_path / "out" / "contrasts.csv")
+    np.testing.assert_array_equal(written["value"], table["value"])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["contrasts.csv"]
+    full = explanations[0].full[0].mean()  # what was explained is the Dice that MONAI reports
+    first = evaluator(networks, 1, key_val_metric=dict(metric))
+    first.run()
+    assert first.state.metrics["dice"] == pytest.approx(full, abs=1e-5)
+
+
+def test_an_epoch_without_cases_has_an_empty_table(networks):
+    engine = evaluator(networks, 1)
+    ExplanationHandler(contrasts_of(networks), key="contrast_explanations", select=lambda case: False).attach(engine)
+    ContrastTableHandler().attach(engine)
+    engine.run()
+    assert engine.state.contrast_table.empty
+    assert "value" in engine.state.contrast_table
+
+
+def test_an_engine_that_explains_nothing_is_refused():
+    engine = Engine(lambda engine, batch: None)
+    ContrastTableHandler().attach(engine)
+    with pytest.raises(ValueError, match="attach an ExplanationHandler with ContrastShapleyd"):
+        engine.run([0])
