@@ -1,0 +1,219 @@
+# Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
+"""Five attribution methods on faithfulness, sensitivity, complexity and seconds (the layout of paper 001, Table 1).
+
+From the repository root: ``python benchmarks/attributions.py --results FOLDER``. The folder keeps finished cases; a run
+that was stopped goes on from there, and with a full folder only the report is written. The whole run takes about 20
+minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser
+
+from monai_segshap.explainers import Agg2ExpExplainer
+from monai_segshap.metrics import voxel_metrics
+from monai_segshap.networks import evaluation_mode, load_weights
+from monai_segshap.phantoms import TWINS_CLASS_NAMES, twins_phantom
+from monai_segshap.study import mean_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = tuple(range(1000, 1006))
+#: Name in the table -> method and its options.
+METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "vanilla gradient": ("vanilla_gradient", {}),
+    "SmoothGrad": ("smooth_gradient", {"n": 20, "sigma": 0.1}),
+    "integrated gradients": ("integrated_gradients", {"steps": 20}),
+    "KernelSHAP, cubes": ("kernelshap_cubes", {"cubes": 512, "budget": 1000, "estimator": "ridge"}),
+    "KernelSHAP, semantic": ("kernelshap_semantic", {"budget": 200}),
+}
+QUICK: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "vanilla gradient": ("vanilla_gradient", {}),
+    "SmoothGrad": ("smooth_gradient", {"n": 2}),
+    "integrated gradients": ("integrated_gradients", {"steps": 2}),
+    "KernelSHAP, cubes": ("kernelshap_cubes", {"cubes": 12, "budget": 100}),
+    "KernelSHAP, semantic": ("kernelshap_semantic", {"budget": 200}),
+}
+#: Columns of the table, and whether more is better.
+MEASURES = {"faithfulness": "more", "sensitivity": "less", "complexity": "less", "seconds": "less"}
+
+HOW = """
+Each method explains the sum of a class's logits over the voxels that it is predicted as (paper 001, Eq. 2).
+Faithfulness (Eq. 8): Pearson correlation, over 100 random sets of voxels of one size, between the attribution of a
+set and the fall of the class output when the set becomes air; mask fixed. Sensitivity (Eq. 9): relative change of
+the map under Gaussian noise of 0.1 of the range of the image, 3 draws, each explained from its own prediction on.
+Complexity (Eq. 10): share of voxels above a tenth of the largest attribution. Seconds: one image with its
+prediction, over the number of its classes; ratios between methods mean something, seconds of a shared machine do
+not. Numbers are means over classes, then over cases, with 95 % bootstrap intervals over cases. Options are those of
+paper 001, but for the cubes' estimator: with two coalitions for each cube its least squares has no answer, so the
+ridge with a distance prior takes that place.
+"""
+
+
+def bundle_model() -> tuple[torch.nn.Module, Any]:
+    """Network and inferer of bundles/torso_agg2exp."""
+    folder = ROOT / "bundles" / "torso_agg2exp"
+    parser = ConfigParser(ConfigParser.load_config_file(str(folder / "configs" / "inference.yaml")))
+    parser["checkpoint"] = str(folder / "models" / "model.pt")
+    network = load_weights(parser.get_parsed_content("network_def"), folder / "models" / "model.pt")
+    return network, parser.get_parsed_content("inferer")
+
+
+def phantom_image(seed: int) -> torch.Tensor:
+    """Network input (1, H, W, D) of a phantom, on its own grid turned to RAS."""
+    case = twins_phantom(seed=seed)
+    scaled = (np.clip(case.image, -1024, 1024) + 1024) / 2048
+    return torch.from_numpy(np.ascontiguousarray(scaled[::-1, ::-1], dtype=np.float32))[None]
+
+
+def judge(
+    network: torch.nn.Module,
+    inferer: Any,
+    image: torch.Tensor,
+    names: Sequence[str],
+    methods: Mapping[str, tuple[str, dict[str, Any]]],
+    n_subsets: int = 100,
+    n_noise: int = 3,
+) -> pd.DataFrame:
+    """A row for each method and class of one image, see `monai_segshap.metrics.voxel_metrics`."""
+    explainers = {
+        name: Agg2ExpExplainer(network, inferer, method, progress=False, options=options)
+        for name, (method, options) in methods.items()
+    }
+    outputs = next(iter(explainers.values())).outputs(image)
+    calls = {name: partial(_explain, explainer) for name, explainer in explainers.items()}
+    return voxel_metrics(
+        calls,
+        outputs,
+        image,
+        names=names,
+        faithfulness={"n_subsets": n_subsets, "progress": False},
+        sensitivity={"n": n_noise},
+    )
+
+
+def _explain(explainer: Agg2ExpExplainer, image: torch.Tensor) -> torch.Tensor:
+    with evaluation_mode(explainer.network):
+        logits = explainer.inferer(image[None], explainer.network)[0]
+    return explainer(image, logits).maps
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over classes, then over cases, with an interval: a row for each method, three columns for each measure."""
+    by_case = rows.groupby(["method", "case"], sort=False)[list(MEASURES)].mean()
+    found = []
+    for method in rows["method"].unique():
+        row: dict[str, Any] = {"method": method}
+        for measure in MEASURES:
+            mean = mean_interval(by_case.loc[method][measure].to_numpy())
+            row |= {measure: mean.mean, f"{measure}_low": mean.low, f"{measure}_high": mean.high}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def report(rows: pd.DataFrame, methods: Mapping[str, tuple[str, dict[str, Any]]], quick: bool) -> str:
+    """Everything as Markdown."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
+    lines = [
+        "# Attribution methods: faithfulness, sensitivity, complexity, seconds",
+        "",
+        "`python benchmarks/attributions.py --results FOLDER` writes this file.",
+        HOW.rstrip(),
+        "",
+        "## What was run",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, one CPU thread of a shared machine; Python {platform.python_version()}, "
+        f"{packages}.",
+        "A quick run with few samples." if quick else "The network and unseen phantoms of `bundles/torso_agg2exp`.",
+        f"{rows['case'].nunique()} cases, {rows['class'].nunique()} classes each.",
+        "",
+        *_options(methods),
+        "",
+        "## Means",
+        "",
+        *_means(summary(rows)),
+        "",
+        "## Faithfulness of each class",
+        "",
+        *_classes(rows),
+    ]
+    missing = rows[rows["notes"].astype(str).str.len() > 0]
+    if len(missing):
+        lines += ["", f"{len(missing)} of {len(rows)} rows have a number that is undefined:", ""]
+        lines += [f"* {note} ({count} rows)" for note, count in missing["notes"].value_counts().items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _options(methods: Mapping[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    lines = ["| method | options |", "|---|---|"]
+    texts = {
+        name: ", ".join(f"{k} {v}" for k, v in options.items()) or "none" for name, (_, options) in methods.items()
+    }
+    return lines + [f"| {name} | {text} |" for name, text in texts.items()]
+
+
+def _means(table: pd.DataFrame) -> list[str]:
+    heads = [f"{measure} ({better} is better)" for measure, better in MEASURES.items()]
+    lines = ["| method | " + " | ".join([*heads, "seconds, vanilla gradient = 1"]) + " |", "|---" * 6 + "|"]
+    first = float(table["seconds"].iloc[0])
+    for row in table.to_dict("records"):
+        cells = [f"{row[m]:.3g} [{row[m + '_low']:.3g}, {row[m + '_high']:.3g}]" for m in MEASURES]
+        lines.append(f"| {row['method']} | " + " | ".join(cells) + f" | {row['seconds'] / first:.1f} |")
+    return lines
+
+
+def _classes(rows: pd.DataFrame) -> list[str]:
+    table = rows.pivot_table(index="class", columns="method", values="faithfulness", aggfunc="mean", sort=False)
+    lines = ["| class | " + " | ".join(table.columns) + " |", "|---" * (1 + len(table.columns)) + "|"]
+    for name, row in table.iterrows():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+    return lines
+
+
+def run(results: Path, cases: Mapping[str, Callable[[], pd.DataFrame]]) -> pd.DataFrame:
+    """Rows of all cases; those that the folder has are not run again."""
+    results.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for name, make in cases.items():
+        path = results / f"{name}.csv"
+        if not path.exists():
+            started = time.perf_counter()
+            make().to_csv(path.with_suffix(".part"), index=False)
+            path.with_suffix(".part").replace(path)
+            print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        tables.append(pd.read_csv(path, keep_default_na=False, na_values={m: [""] for m in MEASURES}).assign(case=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of finished cases")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--quick", action="store_true", help="one case, few samples")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    network, inferer = bundle_model()
+    methods, seeds = (QUICK, SEEDS[:2]) if options.quick else (METHODS, SEEDS)
+    counts = {"n_subsets": 8, "n_noise": 1} if options.quick else {}
+    cases = {
+        f"normal_{seed}": partial(
+            lambda seed: judge(network, inferer, phantom_image(seed), TWINS_CLASS_NAMES, methods, **counts), seed
+        )
+        for seed in seeds
+    }
+    options.out.write_text(report(run(options.results, cases), methods, options.quick), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
