@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_segshap.explainers import Explanation
+from monai_segshap.files import whole_folder
 from monai_segshap.games import SCORES
 from monai_segshap.visualize import save_overview
 
@@ -59,25 +57,13 @@ def write_explanation(explanation: Explanation, folder: str | Path, overview: bo
         OSError: if the folder can not be written; nothing half-written stays.
     """
     target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = not target.exists()
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
+    # the JSON comes last: where it stands, everything else does
+    with whole_folder(target, lambda name: (name == "explanation.json", name)) as staging:
         for write in _writers(explanation, overview):
             write(staging)
-        target.mkdir(exist_ok=True)
-        # the JSON comes last: where it stands, everything else does
-        names = sorted((p.name for p in staging.iterdir()), key=lambda n: (n == "explanation.json", n))
-        for name in names:
-            os.replace(staging / name, target / name)
-        if "organs.csv" not in names:
-            (target / "organs.csv").unlink(missing_ok=True)  # of an earlier run with other units
-    except BaseException:
-        if made and target.exists() and not any(target.iterdir()):
-            target.rmdir()
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        names = sorted(path.name for path in staging.iterdir())
+    if "organs.csv" not in names:
+        (target / "organs.csv").unlink(missing_ok=True)  # of an earlier run with other units
     return {name: target / name for name in names}
 
 

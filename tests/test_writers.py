@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -96,7 +97,7 @@ def test_a_full_disk_leaves_nothing_half_written(broken, explanation, tmp_path, 
     elif broken == "picture":
         monkeypatch.setattr(writers, "save_overview", full)
     else:
-        monkeypatch.setattr(writers.os, "replace", full)
+        monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_explanation(explanation, tmp_path / "case")
     assert list(tmp_path.iterdir()) == []

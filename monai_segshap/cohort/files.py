@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +14,7 @@ import pandas as pd
 
 from monai_segshap.cohort.matrix import PARTS, ColumnName, ImportanceMatrix, column_name, dice_class, matrix_names
 from monai_segshap.cohort.table import ImportanceTable, _require_same_set
+from monai_segshap.files import write_whole
 
 __all__ = ["ImportanceStore", "read_importances", "write_importances"]
 
@@ -187,29 +186,6 @@ def write_importances(
         flat = pd.concat([flat, more[cells]], axis=1)
     text = flat.to_csv(index=False, float_format=None)
     return write_whole(path, text.encode())
-
-
-def write_whole(path: str | Path, content: bytes) -> Path:
-    """Write a file under another name, then rename it."""
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class ImportanceStore:

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_segshap.cohort.files import write_whole
 from monai_segshap.cohort.table import ImportanceTable
+from monai_segshap.files import write_whole
 
 __all__ = ["OutlierModel"]
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from monai_segshap.explainers.contrast_explanation import ContrastExplanation, contrast_table
+from monai_segshap.files import whole_folder
 
 __all__ = ["format_contrast_table", "write_contrasts"]
 
@@ -36,15 +35,10 @@ def write_contrasts(explanations: Sequence[ContrastExplanation], folder: str | P
         "contrasts.csv": contrast_table(explanations).to_csv(index=False),
         "contrasts.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
     }
-    target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as staging:
+    with whole_folder(folder) as staging:
         for name, text in texts.items():
-            (Path(staging) / name).write_text(text, encoding="utf-8")
-        target.mkdir(exist_ok=True)
-        for name in texts:
-            os.replace(Path(staging) / name, target / name)
-    return {name: target / name for name in texts}
+            (staging / name).write_text(text, encoding="utf-8")
+    return {name: Path(folder) / name for name in texts}
 
 
 def format_contrast_table(explanations: Sequence[ContrastExplanation]) -> str:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -14,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
 from monai_segshap.explainers.contrast_explanation import CONTRAST_COLUMNS, ContrastExplanation, contrast_table
+from monai_segshap.files import write_whole
 
 __all__ = ["ContrastTableHandler"]
 
@@ -57,17 +56,5 @@ class ContrastTableHandler:
         table = pd.DataFrame([json.loads(row) for row in gathered], columns=list(CONTRAST_COLUMNS))
         engine.state.contrast_table = table
         if self.output_dir is not None and idist.get_rank() == 0:
-            _write(table, self.output_dir)
-
-
-def _write(table: pd.DataFrame, folder: Path) -> None:
-    """The whole file or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".contrasts.", suffix=".partial", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            table.to_csv(file, index=False)
-        os.replace(name, folder / "contrasts.csv")
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_whole(self.output_dir / "contrasts.csv", table.to_csv(index=False))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,8 @@ from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
 from monai_segshap.explainers import Explanation
+from monai_segshap.files import write_whole
+from monai_segshap.files import write_whole
 from monai_segshap.handlers.events import ExplainedCase, ExplanationEvents, register_explanation_events
 from monai_segshap.writers import explanation_folders, format_report, write_explanation
 
@@ -222,13 +222,5 @@ def _owner(path: Path, patience_s: float = 2.0) -> str | None:
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Any) -> None:
-    """Write a table and put it in its place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    try:
-        pd.DataFrame(list(rows), columns=list(columns)).to_csv(staging, index=False)
-        os.chmod(staging, 0o644)
-        os.replace(staging, path)
-    finally:
-        Path(staging).unlink(missing_ok=True)
+    write_whole(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False))

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +21,8 @@ from monai_segshap.cohort import (
     read_importances,
 )
 from monai_segshap.cohort.averages import classes_without_region
-from monai_segshap.cohort.files import case_column, write_whole
+from monai_segshap.cohort.files import case_column
+from monai_segshap.files import whole_folder, write_whole
 
 from . import colors
 from .cohort_summary import summary_text
@@ -112,25 +110,13 @@ def analyze_cohort(
 
 def _publish(found: CohortFindings, target: Path, **look: Any) -> dict[str, Path]:
     """Write all files beside the target first, then move them there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    made = not target.exists()
-    try:
+    with whole_folder(target, _FILES.index) as staging:
         _write_tables(found, staging)
         _draw(found, staging, **look)
-        write_whole(staging / "summary.md", summary_text(found).encode())
-        target.mkdir(exist_ok=True)
+        write_whole(staging / "summary.md", summary_text(found))
         written = [name for name in _FILES if (staging / name).exists()]
-        for name in written:
-            os.replace(staging / name, target / name)
-        for name in set(_FILES) - set(written):
-            (target / name).unlink(missing_ok=True)
-    except BaseException:
-        if made and target.exists() and not any(target.iterdir()):
-            target.rmdir()
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    for name in set(_FILES) - set(written):
+        (target / name).unlink(missing_ok=True)
     return {name: target / name for name in written}
 
 

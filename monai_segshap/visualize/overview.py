@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 
 from . import colors
+from .curves import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,17 +282,4 @@ def save_overview(path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Pa
         FileNotFoundError: If the folder does not exist.
         ImportError: If matplotlib is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path must end in .png, got {path}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist; create it first")
-    figure = plot_overview(*args, **kwargs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=150)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        figure.clear()
-    return path
+    return save_figure(plot_overview(*args, **kwargs), path, dpi=150)

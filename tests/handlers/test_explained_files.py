@@ -83,21 +83,11 @@ def test_mixed_precision_of_an_engine_on_the_cpu_changes_nothing(files, net):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_mixed_precision_of_an_engine_is_that_of_the_explanation(files, net):
     device, seen = torch.device("cuda"), []
-
-    class Noting(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network().to(device)
-
-        def forward(self, x):
-            out = self.inner(x)
-            seen.append(out.dtype)
-            return out
-
-    noting = Noting().eval()
-    engine = evaluator(files[:1], noting, amp=True)
+    on_device = network().to(device)
+    on_device[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    engine = evaluator(files[:1], on_device, amp=True)
     engine.state.device = device
-    ExplanationHandler(explain(noting)).attach(engine)
+    ExplanationHandler(explain(on_device)).attach(engine)
     engine.run()
     (found,) = engine.state.explanations
     assert len(seen) > 10
