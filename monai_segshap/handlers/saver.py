@@ -18,7 +18,6 @@ from monai.utils import string_list_all_gather
 
 from monai_segshap.explainers import Explanation
 from monai_segshap.files import write_whole
-from monai_segshap.files import write_whole
 from monai_segshap.handlers.events import ExplainedCase, ExplanationEvents, register_explanation_events
 from monai_segshap.writers import explanation_folders, format_report, write_explanation
 

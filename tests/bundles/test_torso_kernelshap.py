@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from bundle_checks import ROOT, BundleUnderTest, reasons
+from monai.bundle import ConfigParser
 from monai.data import decollate_batch
 
 from monai_segshap.networks import load_weights
@@ -22,11 +23,7 @@ from monai_segshap.phantoms import CLASS_NAMES, ORGAN_NAMES, torso_phantom
 from monai_segshap.transforms import UnitsOfKindd
 from monai_segshap.units import Partition
 
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = ROOT / "bundles" / "torso_kernelshap"
-CONFIG = str(BUNDLE / "configs" / "inference.yaml")
-META = str(BUNDLE / "configs" / "metadata.json")
-WEIGHTS = BUNDLE / "models" / "model.pt"
+TORSO = BundleUnderTest("torso_kernelshap")
 
 
 @pytest.fixture(autouse=True)
@@ -40,49 +37,30 @@ def case(tmp_path):
 
 
 def workflow(tmp_path, **override):
-    options = {"output_dir": str(tmp_path / "out"), "device": "cpu", "sw_batch_size": 2, **override}
-    return ConfigWorkflow(CONFIG, META, logging_file=False, workflow_type="inference", **options)
+    return TORSO.workflow(tmp_path / "out", **{"sw_batch_size": 2, **override})
 
 
 def run(tmp_path, case, **override):
     files = {"image": case["image"], "organs": case["organs"], "organ_names": case["organ_names"]}
-    job = workflow(tmp_path, **{"region": {"mode": "box", "box_ijk": [[20, 20, 4], [30, 30, 8]]}, **files, **override})
-    job.initialize()
-    job.run()
-    job.finalize()
+    region = {"mode": "box", "box_ijk": [[20, 20, 4], [30, 30, 8]]}
+    TORSO.run(tmp_path / "out", **{"sw_batch_size": 2, "region": region, **files, **override})
     return tmp_path / "out"
 
 
 def test_required_files_exist():
-    for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "docs/README.md"):
-        assert (BUNDLE / name).is_file(), name
-    assert WEIGHTS.stat().st_size <= 2_000_000
-    assert all(v.dtype.is_floating_point for v in torch.load(WEIGHTS, weights_only=True).values())
+    TORSO.check_files()
 
 
 def test_metadata_is_valid_and_says_what_changed():
-    verify_metadata(META, filepath=str(Path(__file__).with_name("metadata_schema.json")))
-    meta = json.loads(Path(META).read_text())
-    assert meta["version"] in meta["changelog"]
-    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {
-        str(i): n for i, n in enumerate(CLASS_NAMES)
-    }
+    TORSO.check_metadata(CLASS_NAMES)
 
 
 def test_network_input_and_output_are_as_the_metadata_says():
-    found = json.loads(Path(META).read_text())["network_data_format"]
-    assert (found["inputs"]["image"]["num_channels"], found["outputs"]["pred"]["num_channels"]) == (1, 3)
-    verify_net_in_out(net_id="network_def", config_file=CONFIG, meta_file=META, device="cpu")  # raises if it differs
+    TORSO.check_network(inputs=1, outputs=3)
 
 
 def test_network_exports_to_torchscript(tmp_path):
-    path = tmp_path / "model.ts"
-    ckpt_export(net_id="network_def", filepath=str(path), ckpt_file=str(WEIGHTS), meta_file=META, config_file=CONFIG)
-    parser = ConfigParser(ConfigParser.load_config_file(CONFIG))
-    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
-    x = torch.rand(2, 1, 64, 64, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(str(path))(x), network(x))
+    TORSO.check_torchscript(tmp_path / "model.ts", (64, 64, 16))
 
 
 def test_inference_properties_are_complete(tmp_path):
@@ -92,11 +70,11 @@ def test_inference_properties_are_complete(tmp_path):
 
 
 def test_dice_on_unseen_phantoms_is_as_the_docs_say(tmp_path):
-    recorded = json.loads((BUNDLE / "docs" / "evaluation.json").read_text())
+    recorded = json.loads((TORSO.folder / "docs" / "evaluation.json").read_text())
     assert recorded["dice"]["spleen"]["mean"] >= 0.90
     assert recorded["dice"]["lymph_node"]["mean"] >= 0.70
-    parser = ConfigParser(ConfigParser.load_config_file(CONFIG))
-    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
+    parser = ConfigParser(ConfigParser.load_config_file(TORSO.config))
+    network = load_weights(parser.get_parsed_content("network_def"), TORSO.weights)
     for row in [r for r in recorded["cases"] if r["case"] in (1000, 1001)]:
         dice = _dice(network, row["case"])
         assert dice["spleen"] == pytest.approx(row["spleen"], abs=0.01)
@@ -123,16 +101,7 @@ def _dice(network, seed):
 
 def test_the_command_of_the_readme(tmp_path):
     """The command line on the embedded case, with a smaller budget."""
-    command = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        "bundles/torso_kernelshap/configs/inference.yaml",
-    ]
-    command += ["--output_dir", str(tmp_path / "out"), "--units", "predicted", "--device", "cpu"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env={**os.environ})
+    result = TORSO.command(output_dir=tmp_path / "out", units="predicted", device="cpu")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "torso: why is this lymph_node?" in result.stdout
     assert "network passes (windows): naive" in result.stdout
@@ -227,10 +196,7 @@ def test_bad_input_is_named_and_leaves_no_file(name, case, tmp_path, capfd):
         override["organs"] = str(tmp_path / "empty")
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run(tmp_path, case, **{"target_class": 1, "units": "organs", "budget": 60, **override})
-    chain, error = [], caught.value
-    while error is not None:
-        chain.append(str(error))
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    chain = reasons(caught.value)
     assert any(message in text for text in chain), chain
     assert len(chain) <= 4, "the sentence is buried under wrappers"
     left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()] if (tmp_path / "out").exists() else []
@@ -300,7 +266,7 @@ def test_a_cohort_is_shared_out_by_cases(tmp_path):
         "budget": "70",
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs" / "inference.yaml")]
+    command = [*launcher, "-m", "monai.bundle", "run", "--config_file", TORSO.config]
     for name, value in options.items():
         command += [f"--{name}", value]
     done = subprocess.run(
