@@ -23,6 +23,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_segshap.explainers import Agg2ExpExplainer
+from monai_segshap.files import write_whole
+from monai_segshap.gradients import VoxelAttributions
+from monai_segshap.inferers import window_plan_of
 from monai_segshap.metrics import voxel_metrics
 from monai_segshap.networks import evaluation_mode, load_weights
 from monai_segshap.phantoms import TWINS_CLASS_NAMES, twins_phantom
@@ -124,6 +127,34 @@ def _explain(explainer: Agg2ExpExplainer, image: torch.Tensor) -> torch.Tensor:
     return explainer(image, logits).maps
 
 
+def factors(
+    network: torch.nn.Module, inferer: Any, image: torch.Tensor, methods: Mapping[str, tuple[str, dict[str, Any]]]
+) -> pd.DataFrame:
+    """CPU time and passes of each method for all classes of one image, over those of one inference."""
+
+    def inference() -> torch.Tensor:
+        with evaluation_mode(network):
+            return inferer(image[None], network)[0]
+
+    logits = inference()
+    spent = min(_cpu_seconds(inference) for _ in range(5))
+    windows = window_plan_of(inferer, image).n_windows
+    rows = []
+    for name, (method, options) in methods.items():
+        explainer = Agg2ExpExplainer(network, inferer, method, progress=False, options=options)
+        kept: list[VoxelAttributions] = []
+        seconds = _cpu_seconds(lambda e=explainer, k=kept: k.append(e(image, logits)))
+        forwards, backwards = kept[0].n_forwards / windows, kept[0].n_backwards / windows
+        rows.append({"method": name, "time": seconds / spent, "forwards": forwards, "backwards": backwards})
+    return pd.DataFrame(rows)
+
+
+def _cpu_seconds(call: Callable[[], Any]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over classes, then over cases, with an interval: a row for each method, three columns for each measure."""
     by_case = rows.groupby(["method", "case"], sort=False)[list(MEASURES)].mean()
@@ -137,7 +168,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def report(rows: pd.DataFrame, methods: Mapping[str, tuple[str, dict[str, Any]]], quick: bool) -> str:
+def report(
+    rows: pd.DataFrame, times: pd.DataFrame, methods: Mapping[str, tuple[str, dict[str, Any]]], quick: bool
+) -> str:
     """Everything as Markdown."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
     lines = [
@@ -161,6 +194,13 @@ def report(rows: pd.DataFrame, methods: Mapping[str, tuple[str, dict[str, Any]]]
         "## Means",
         "",
         *_means(summary(rows)),
+        "",
+        "## Cost, in inferences",
+        "",
+        "CPU time and windows that went through the network, forward and back, for all classes of one image without",
+        "its prediction; one inference of the image is 1.",
+        "",
+        *_factors(times),
         "",
         "## Faithfulness of each class",
         "",
@@ -191,6 +231,13 @@ def _means(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _factors(table: pd.DataFrame) -> list[str]:
+    lines = ["| method | CPU time | forwards | backwards |", "|---|---|---|---|"]
+    for row in table.to_dict("records"):
+        lines.append(f"| {row['method']} | {row['time']:.3g} | {row['forwards']:.4g} | {row['backwards']:.4g} |")
+    return lines
+
+
 def _classes(rows: pd.DataFrame) -> list[str]:
     table = rows.pivot_table(index="class", columns="method", values="faithfulness", aggfunc="mean", sort=False)
     lines = ["| class | " + " | ".join(table.columns) + " |", "|---" * (1 + len(table.columns)) + "|"]
@@ -199,18 +246,19 @@ def _classes(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def cached(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table of a file, or else what is made, and kept there."""
+    if not path.exists():
+        started = time.perf_counter()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, make().to_csv(index=False))
+        print(f"{path.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+    return pd.read_csv(path, keep_default_na=False, na_values={measure: [""] for measure in MEASURES})
+
+
 def run(results: Path, cases: Mapping[str, Callable[[], pd.DataFrame]]) -> pd.DataFrame:
     """Rows of all cases; those that the folder has are not run again."""
-    results.mkdir(parents=True, exist_ok=True)
-    tables = []
-    for name, make in cases.items():
-        path = results / f"{name}.csv"
-        if not path.exists():
-            started = time.perf_counter()
-            make().to_csv(path.with_suffix(".part"), index=False)
-            path.with_suffix(".part").replace(path)
-            print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-        tables.append(pd.read_csv(path, keep_default_na=False, na_values={m: [""] for m in MEASURES}).assign(case=name))
+    tables = [cached(results / f"{name}.csv", make).assign(case=name) for name, make in cases.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -230,7 +278,9 @@ def main() -> None:
         )
         for seed in seeds
     }
-    options.out.write_text(report(run(options.results, cases), methods, options.quick), encoding="utf-8")
+    rows = run(options.results, cases)
+    times = cached(options.results / "factors.csv", lambda: factors(network, inferer, phantom_image(seeds[0]), methods))
+    options.out.write_text(report(rows, times, methods, options.quick), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,19 @@ def test_a_finished_case_is_not_judged_again(bench, rows, tmp_path):
     assert calls == ["case0", "case1"]
     pd.testing.assert_frame_equal(first, again)
     np.testing.assert_allclose(first["faithfulness"], table["faithfulness"])
-    text = bench.report(first, bench.QUICK, quick=True)
+    times = pd.DataFrame([{"method": "vanilla gradient", "time": 7.4, "forwards": 1.0, "backwards": 3.0}])
+    text = bench.report(first, times, bench.QUICK, quick=True)
+    assert "| vanilla gradient | 7.4 | 1 | 3 |" in text
     assert "2 cases, 3 classes each" in text
     assert all(f"| {name} |" in text for name in bench.METHODS)
+
+
+def test_costs_are_counted_in_inferences(bench, make_network):
+    network, inferer = make_network("conv"), SlidingWindowInferer((8, 8, 8), 2, overlap=0.5, mode="gaussian")
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 10, 9, 8)).astype(np.float32))
+    found = bench.factors(
+        network, inferer, image, {"a": bench.QUICK["vanilla gradient"], "b": bench.QUICK["SmoothGrad"]}
+    )
+    assert list(found["forwards"]) == [1.0, 2.0]  # every window sees every class
+    assert list(found["backwards"]) == [3.0, 6.0]
+    assert (found["time"] > 0).all()

@@ -109,7 +109,19 @@ class CohortHandler:
         return name_of_case(case) not in self._known
 
     def _finish(self, engine: Engine) -> None:
+        missed = engine.state.unexplained
+        if missed:
+            print(
+                f"{len(missed)} cases were not explained; the first one, {missed[0].name}: {missed[0].reason}",
+                flush=True,
+            )
         idist.barrier()
-        if idist.get_rank() == 0 and self.analyze is not None and self.files:
-            self.analyze(self.files, self.output_dir)
+        if not self.files:
+            reason = f" The first reason: {missed[0].reason}" if missed else " The evaluation had none."
+            raise ValueError(f"no case of the cohort was explained, so there is nothing to analyze.{reason}")
+        if idist.get_rank() == 0:
+            if self.analyze is not None:
+                self.analyze(self.files, self.output_dir)
+            cases = sum(len(ImportanceStore(path, self.settings)) for path in self.files)
+            print(f"{cases} cases in {self.output_dir}, {len(self.explained)} of them explained now", flush=True)
         idist.barrier()

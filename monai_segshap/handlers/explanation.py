@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,6 +23,9 @@ from monai_segshap.running import root_cause
 from monai_segshap.transforms import file_of_case, name_of_case
 
 __all__ = ["ExplanationHandler"]
+
+#: Not the engine's: `monai_segshap.running.run_evaluator` silences that one.
+logger = logging.getLogger(__name__)
 
 Case = dict[str, Any]
 
@@ -108,7 +112,7 @@ class ExplanationHandler:
                     raise
                 missed = UnexplainedCase(number, name_of_case(case), str(root_cause(error)))
                 engine.state.unexplained.append(missed)
-                engine.logger.warning("case %d (%s) was not explained: %s", *missed)
+                logger.warning("case %d (%s) was not explained: %s", *missed)
                 continue
             explanations = tuple(found) if isinstance(found, (list, tuple)) else (found,)
             self._deliver(engine, ExplainedCase(number, _name(case, explanations), _file(case), explanations, made))

@@ -42,7 +42,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort") / "out"
     done = AGG2EXP.command(output_dir=folder, device="cpu", phantom_seeds="$range(1000, 1003)", **FEW)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "was not explained" not in done.stderr
     return folder
 
 

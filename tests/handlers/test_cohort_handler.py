@@ -165,3 +165,19 @@ def test_a_label_of_another_shape_is_refused(network):
     case["label"] = case["label"][:, :4]
     with pytest.raises(ValueError, match=r"the label has shape \(1, 4, 9, 8\); expected channels first"):
         LocalImportanced("voxel_attributions", NAMES)._dice(case["pred"], case)
+
+
+def test_a_cohort_of_which_nothing_is_explained_is_an_error(network, tmp_path, caplog):
+    def fail(case):
+        raise ValueError("the class is absent")
+
+    handler = CohortHandler(fail, tmp_path, on_error="warn")
+    with pytest.raises(ValueError, match=r"no case of the cohort was explained.*The first reason: the class is absent"):
+        evaluate(network, handler, cases=(0,))
+    assert "case 0 (case0) was not explained: the class is absent" in caplog.text
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_the_last_line_says_where_and_how_many(network, tmp_path, capsys):
+    evaluate(network, CohortHandler(explain(network), tmp_path), cases=(0, 1))
+    assert f"2 cases in {tmp_path}, 2 of them explained now" in capsys.readouterr().out
