@@ -49,7 +49,7 @@ TISSUES: dict[int, str] = {
 """Value of ``BrainPhantom.tissues`` to name; 0 is outside the skull-stripped brain."""
 
 VISIBILITY: dict[str, dict[str, float]] = {
-    "ED": {"t1n": -0.5, "t1c": -1.4, "t2w": 2.6, "t2f": 3.4},
+    "ED": {"t1n": -0.5, "t1c": -1.4, "t2w": 2.4, "t2f": 3.0},
     "ET": {"t1n": -0.2, "t1c": 6.0, "t2w": -0.5, "t2f": 0.9},
     "NCR": {"t1n": -0.3, "t1c": -7.5, "t2w": 2.6, "t2f": -0.9},
 }
@@ -68,10 +68,10 @@ _NORMAL: dict[str, tuple[float, float, float, float]] = {
 }
 _MIMICS = {"enhancing_vessel": (3, 5), "cyst": (1, 3), "gliosis": (2, 3)}
 _TUMORS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("NCR", "ED", "ET"), 0.56),
+    (("NCR", "ED", "ET"), 0.52),
     (("NCR", "ED"), 0.12),
     (("ED", "ET"), 0.12),
-    (("NCR", "ET"), 0.12),
+    (("NCR", "ET"), 0.16),
     (("ED",), 0.08),
 )
 _NUMBER = {name: number for number, name in TISSUES.items()}
