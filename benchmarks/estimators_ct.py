@@ -113,7 +113,8 @@ def coalition_table(path: Path, n_coalitions: int, make_subject: Callable[[], Su
     """The table of a file, computed or continued where it has fewer rows than asked for.
 
     Arrays: ``rows`` bool (K, M), full, empty, then pairs of complements; ``nref``; ``size``; for each region r
-    ``blocks{r}`` (K, B, 4) of `RegionGame.channels`, ``seen{r}`` (M,), distances ``d{r}`` (M,) and ``D{r}`` (B, M).
+    ``blocks{r}`` (K, B, 4), the first of `RegionGame.channels`, ``seen{r}`` (M,), distances ``d{r}`` (M,) and
+    ``D{r}`` (B, M).
     """
     if path.exists():
         with np.load(path) as stored:
@@ -170,7 +171,7 @@ def _fill(path: Path, found: Table, rows: NDArray[np.bool_], subject: Subject, e
         values: list[list[Floats]] = [[] for _ in games]
         for _, fused in evaluator.run(evaluator.prepare(chunk, subject.n_classes)):
             for number, game in enumerate(games):
-                values[number].append(game.channels(fused[number]))
+                values[number].append(game.channels(fused[number])[:, :4])
         for number in range(len(games)):
             found[f"blocks{number}"] = np.concatenate([found[f"blocks{number}"], np.array(values[number])])
         found["rows"] = rows[: first + len(chunk)]
