@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -24,6 +23,7 @@ from monai_segshap.phantoms.brain_anatomy import (
     paint_mimics,
     paint_tumor,
 )
+from monai_segshap.phantoms.volumes import write_volume
 
 __all__ = ["BRATS_SCHEMES", "BrainPhantom", "brain_phantom"]
 
@@ -85,13 +85,7 @@ class BrainPhantom:
         paths = {}
         keys = (*BRATS_SCHEMES["2023"][1][:4], "label")
         for key, ending, array in zip(keys, endings, (*self.image.astype(np.int16), labels), strict=True):
-            nifti = nib.Nifti1Image(array, self.affine)
-            nifti.set_qform(self.affine, code="scanner")
-            nifti.header.set_xyzt_units("mm")
-            name = f"{beginning.format(self.seed)}{ending}.nii.gz"
-            temporary = folder / f".{os.getpid()}_{name}"
-            nib.save(nifti, temporary)
-            paths[key] = temporary.replace(folder / name)
+            paths[key] = write_volume(folder / f"{beginning.format(self.seed)}{ending}.nii.gz", array, self.affine)
         return paths
 
 

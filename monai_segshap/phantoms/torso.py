@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import os
@@ -11,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from monai_segshap.phantoms.anatomy import enhancement, paint_organs, paint_vessels, paint_walls
 from monai_segshap.phantoms.canvas import ORGAN_NAMES, ORGAN_NUMBERS, Canvas
 from monai_segshap.phantoms.nodules import Mimic, Nodule, place_mimics, place_nodules
+from monai_segshap.phantoms.volumes import write_names, write_volume
 
 __all__ = ["CLASS_NAMES", "TorsoPhantom", "torso_phantom"]
 
@@ -64,17 +63,8 @@ class TorsoPhantom:
         folder.mkdir(parents=True, exist_ok=True)
         volumes = {"image": ("ct.nii.gz", self.image.astype(np.int16))}
         volumes |= {"organs": ("organs.nii.gz", self.organs), "targets": ("targets.nii.gz", self.targets)}
-        paths = {}
-        for key, (name, array) in volumes.items():
-            nifti = nib.Nifti1Image(array, self.affine)
-            nifti.set_qform(self.affine, code="scanner")
-            nifti.header.set_xyzt_units("mm")
-            temporary = folder / f".{os.getpid()}_{name}"
-            nib.save(nifti, temporary)
-            paths[key] = temporary.replace(folder / name)
-        temporary = folder / f".{os.getpid()}_organ_names.json"
-        temporary.write_text(json.dumps({str(k): v for k, v in ORGAN_NAMES.items()}, indent=1) + "\n", encoding="utf-8")
-        paths["organ_names"] = temporary.replace(folder / "organ_names.json")
+        paths = {key: write_volume(folder / name, array, self.affine) for key, (name, array) in volumes.items()}
+        paths["organ_names"] = write_names(folder / "organ_names.json", ORGAN_NAMES)
         return paths
 
 

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import numbers
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from monai_segshap.phantoms.canvas import ORGAN_NUMBERS, Canvas, Shape, cylinder, ellipsoid, half_space, tube
+from monai_segshap.phantoms.volumes import write_names, write_volume
 
 __all__ = ["TWINS_CLASS_NAMES", "TwinsPhantom", "twins_phantom"]
 
@@ -69,18 +68,9 @@ class TwinsPhantom:
         folder.mkdir(parents=True, exist_ok=True)
         volumes = {"image": ("ct.nii.gz", self.image.astype(np.int16)), "organs": ("organs.nii.gz", self.labels)}
         volumes["pathology"] = ("pathology.nii.gz", self.pathology.astype(np.uint8))
-        paths = {}
-        for key, (name, array) in volumes.items():
-            nifti = nib.Nifti1Image(array, self.affine)
-            nifti.set_qform(self.affine, code="scanner")
-            nifti.header.set_xyzt_units("mm")
-            temporary = folder / f".{os.getpid()}_{name}"
-            nib.save(nifti, temporary)
-            paths[key] = temporary.replace(folder / name)
-        names = {str(number): name for number, name in enumerate(TWINS_CLASS_NAMES) if number}
-        temporary = folder / f".{os.getpid()}_organ_names.json"
-        temporary.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-        paths["organ_names"] = temporary.replace(folder / "organ_names.json")
+        paths = {key: write_volume(folder / name, array, self.affine) for key, (name, array) in volumes.items()}
+        names = dict(enumerate(TWINS_CLASS_NAMES[1:], start=1))
+        paths["organ_names"] = write_names(folder / "organ_names.json", names)
         return paths
 
 

@@ -19,7 +19,7 @@ from monai_segshap.explainers import Agg2ExpExplainer
 from monai_segshap.gradients import VoxelAttributions
 from monai_segshap.heads import OutputHeads
 from monai_segshap.transforms.cases import name_of_case
-from monai_segshap.transforms.explain import _like
+from monai_segshap.transforms.explain import on_grid_of
 
 __all__ = ["LocalImportanced", "VoxelAttributionsd"]
 
@@ -67,7 +67,7 @@ class VoxelAttributionsd(MapTransform):
             found = self.explainer(d[key], d.get(self.pred_key))
             d[self.output_key] = found
             if self.map_key is not None:
-                d[self.map_key] = _like(found.maps.sum(dim=1).float().cpu(), d[key])
+                d[self.map_key] = on_grid_of(found.maps.sum(dim=1).float().cpu(), d[key])
         return d
 
 

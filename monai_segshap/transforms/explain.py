@@ -66,7 +66,7 @@ class PredictLogitsd(MapTransform):
             batch = image.as_subclass(torch.Tensor)[None].to(self.device or image.device)
             with evaluation_mode(self.network):
                 logits = self.inferer(batch, self.network)[0]
-            d[self.output_key] = _like(logits, image)
+            d[self.output_key] = on_grid_of(logits, image)
         return d
 
 
@@ -238,7 +238,7 @@ class KernelSHAPd(MapTransform):
             d[self.output_key] = found
             for score in self.explainer.scores:
                 maps = torch.from_numpy(np.stack([e.attribution_map(score) for e in found]))
-                d[f"{self.map_prefix}_{score}"] = _like(maps, image)
+                d[f"{self.map_prefix}_{score}"] = on_grid_of(maps, image)
         return d
 
 
@@ -304,7 +304,7 @@ def _class_index(target: int | str, names: Sequence[str] | None, n_classes: int)
     return index
 
 
-def _like(volume: torch.Tensor, image: torch.Tensor) -> MetaTensor:
+def on_grid_of(volume: torch.Tensor, image: torch.Tensor) -> MetaTensor:
     """A volume on an image's grid, with its file information, so that `Invertd` and `SaveImaged` find the way back."""
     if isinstance(image, MetaTensor):
         return MetaTensor(volume, meta=dict(image.meta), applied_operations=list(image.applied_operations))
