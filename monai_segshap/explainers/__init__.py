@@ -5,18 +5,29 @@ from __future__ import annotations
 
 from monai_segshap.explainers.agg2exp import ATTRIBUTION_METHODS, Agg2ExpExplainer
 from monai_segshap.explainers.case_game import CaseGame
-from monai_segshap.explainers.contrast_explanation import ContrastExplanation, contrast_table, contrast_values
-from monai_segshap.explainers.contrast_files import format_contrast_table, write_contrasts
-from monai_segshap.explainers.contrast_game import CONTRAST_SCORES, ContrastGame
-from monai_segshap.explainers.contrast_removal import REMOVALS, removal_baseline
-from monai_segshap.explainers.contrasts import ContrastShapleyExplainer
+from monai_segshap.explainers.contrast import (
+    CONTRAST_COLUMNS,
+    CONTRAST_SCORES,
+    REMOVALS,
+    TUMOR_LABELS,
+    ContrastExplanation,
+    ContrastGame,
+    ContrastShapleyExplainer,
+    SubRegion,
+    contrast_table,
+    contrast_values,
+    format_contrast_table,
+    removal_baseline,
+    tumor_sub_regions,
+    write_contrasts,
+)
 from monai_segshap.explainers.explanation import EvaluatedCoalitions, Explanation, software_versions
 from monai_segshap.explainers.kernel_shap import KernelSHAPExplainer
 from monai_segshap.explainers.ranks import Ranks
-from monai_segshap.explainers.sub_regions import TUMOR_LABELS, SubRegion, tumor_sub_regions
 
 __all__ = [
     "ATTRIBUTION_METHODS",
+    "CONTRAST_COLUMNS",
     "CONTRAST_SCORES",
     "REMOVALS",
     "TUMOR_LABELS",

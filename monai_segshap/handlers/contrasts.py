@@ -11,7 +11,7 @@ import pandas as pd
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
-from monai_segshap.explainers.contrast_explanation import CONTRAST_COLUMNS, ContrastExplanation, contrast_table
+from monai_segshap.explainers.contrast import CONTRAST_COLUMNS, ContrastExplanation, contrast_table
 from monai_segshap.files import write_whole
 
 __all__ = ["ContrastTableHandler"]

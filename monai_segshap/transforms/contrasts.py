@@ -12,9 +12,12 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends
 
-from monai_segshap.explainers.contrast_explanation import ContrastExplanation
-from monai_segshap.explainers.contrast_files import format_contrast_table, write_contrasts
-from monai_segshap.explainers.contrasts import ContrastShapleyExplainer
+from monai_segshap.explainers.contrast import (
+    ContrastExplanation,
+    ContrastShapleyExplainer,
+    format_contrast_table,
+    write_contrasts,
+)
 from monai_segshap.transforms.cases import name_of_case
 from monai_segshap.units.contrasts import Contrasts, check_contrast_sources
 

@@ -25,7 +25,7 @@ from monai_segshap.explainers import (
     tumor_sub_regions,
     write_contrasts,
 )
-from monai_segshap.explainers.sub_regions import predicted_masks, truth_masks
+from monai_segshap.explainers.contrast.sub_regions import predicted_masks, truth_masks
 from monai_segshap.heads import OutputHeads
 from monai_segshap.metrics import rank_agreement, rank_variance
 

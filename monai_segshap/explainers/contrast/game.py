@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_segshap.explainers.sub_regions import SubRegion, predicted_masks
+from monai_segshap.explainers.contrast.sub_regions import SubRegion, predicted_masks
 from monai_segshap.games import SCORES, RegionGame
 from monai_segshap.heads import SIGNALS, OutputHeads
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_segshap.explainers.contrast_explanation import ContrastExplanation, contrast_table
+from monai_segshap.explainers.contrast.explanation import ContrastExplanation, contrast_table
 from monai_segshap.files import whole_folder
 
 __all__ = ["format_contrast_table", "write_contrasts"]

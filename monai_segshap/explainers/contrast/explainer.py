@@ -15,11 +15,12 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 
-from monai_segshap.explainers.contrast_explanation import ContrastExplanation
-from monai_segshap.explainers.contrast_findings import announce_contrasts, contrast_warnings, unchecked_channels
-from monai_segshap.explainers.contrast_game import ContrastGame, check_contrast_scores
-from monai_segshap.explainers.contrast_removal import removal_baseline, removal_record
-from monai_segshap.explainers.contrast_sweep import (
+from monai_segshap.explainers.contrast.explanation import ContrastExplanation
+from monai_segshap.explainers.contrast.findings import announce_contrasts, contrast_warnings, unchecked_channels
+from monai_segshap.explainers.contrast.game import ContrastGame, check_contrast_scores
+from monai_segshap.explainers.contrast.removal import removal_baseline, removal_record
+from monai_segshap.explainers.contrast.sub_regions import SubRegion, truth_masks
+from monai_segshap.explainers.contrast.sweep import (
     PreparedFold,
     fold_networks,
     of_all_contrasts,
@@ -27,7 +28,6 @@ from monai_segshap.explainers.contrast_sweep import (
     require_one_output,
 )
 from monai_segshap.explainers.explanation import software_versions
-from monai_segshap.explainers.sub_regions import SubRegion, truth_masks
 from monai_segshap.explainers.sweep import passes_bar
 from monai_segshap.geometry import current_grid, require_finite
 from monai_segshap.heads import OutputHeads

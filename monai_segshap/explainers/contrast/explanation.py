@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_segshap.explainers.sub_regions import SubRegion
+from monai_segshap.explainers.contrast.sub_regions import SubRegion
 from monai_segshap.inferers import ForwardCounts
 from monai_segshap.shapley import all_coalitions
 from monai_segshap.units.contrasts import Contrasts
@@ -42,7 +42,7 @@ class ContrastExplanation:
         case: name of the case.
         contrasts: the N contrasts.
         sub_regions: the S sub-regions.
-        scores: names of the T scores, see `monai_segshap.explainers.contrast_game.CONTRAST_SCORES`.
+        scores: names of the T scores, see `monai_segshap.explainers.contrast.game.CONTRAST_SCORES`.
         values: float64 (T, N, S), exact Shapley values in the unit of the score; positive: the contrast raises it. NaN
             where a score has no value, never 0; see ``reasons``. A contrast that changes nothing has exactly 0.
         coalition_scores: float64 (T, 2**N, S), scores of all coalitions; the row number is a bit mask, contrast 0 the

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_segshap.explainers.contrast_game import ContrastGame
+from monai_segshap.explainers.contrast.game import ContrastGame
 from monai_segshap.inferers import Calibration, CoalitionEvaluator, EvaluationPlan, calibrate, largest_difference
 from monai_segshap.numerics import NumericMode, autocast_state
 from monai_segshap.shapley import all_coalitions

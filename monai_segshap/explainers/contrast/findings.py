@@ -12,8 +12,8 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from monai_segshap.explainers.contrast_sweep import PreparedFold
-from monai_segshap.explainers.sub_regions import SubRegion
+from monai_segshap.explainers.contrast.sub_regions import SubRegion
+from monai_segshap.explainers.contrast.sweep import PreparedFold
 from monai_segshap.units.contrasts import Contrasts, check_contrast_sources
 
 __all__ = ["announce_contrasts", "contrast_warnings", "unchecked_channels"]
