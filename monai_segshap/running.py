@@ -19,6 +19,7 @@ from monai.engines import Workflow
 __all__ = [
     "case_name",
     "cases_of_rank",
+    "datalist_entries",
     "file_stem",
     "join_ranks",
     "leave_ranks",
@@ -104,14 +105,7 @@ def read_datalist(
         ValueError: for another content; an entry without image; two cases of one name.
         OSError: if the file can not be read.
     """
-    folder = Path()
-    entries: Any = source
-    if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        entries, folder = _read_entries(path), path.parent
-    named = str(source) if isinstance(source, (str, Path)) else "given"
-    if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
-        raise ValueError(f"the data list {named} holds no list of cases, dictionaries with 'image'.")
+    entries, folder, named = datalist_entries(source)
     bad = [number for number, entry in enumerate(entries) if not entry.get("image")]
     if bad:
         raise ValueError(f"entries {bad[:10]} (numbered from 0) of the data list {named} have no 'image'.")
@@ -124,6 +118,25 @@ def read_datalist(
     known = [{key: value for key, value in entry.items() if key not in files} for entry in entries]
     cases = list_cases([p["image"] for p in placed], None, [str(n) for n in names] if all(names) else None)
     return [more | paths | case for more, paths, case in zip(known, placed, cases, strict=True)]
+
+
+def datalist_entries(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Path, str]:
+    """Entries of a data list as they are, the folder that their paths are relative to, and what to call the list.
+
+    Args:
+        source: see `read_datalist`.
+
+    Raises:
+        ValueError: if it is no list of dictionaries, or empty.
+        OSError: if the file can not be read.
+    """
+    folder, entries, named = Path(), source, "given"
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        entries, folder, named = _read_entries(path), path.parent, str(source)
+    if not isinstance(entries, Sequence) or not entries or not all(isinstance(e, Mapping) for e in entries):
+        raise ValueError(f"the data list {named} holds no list of cases, dictionaries with 'image'.")
+    return entries, folder, named
 
 
 def _read_entries(path: Path) -> Any:

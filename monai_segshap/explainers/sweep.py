@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from monai_segshap.inferers import (
 from monai_segshap.region import Region, box_slices
 from monai_segshap.shapley import ValueStore
 
-__all__ = ["Sweep", "SweepResult", "passes_bar"]
+__all__ = ["Sweep", "SweepResult", "kept_when_interrupted", "passes_bar"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ class Sweep:
         """
         found, looks = _Findings(self), self.looks(stops)
         visible = progress and self.ranks.own == 0
-        with passes_bar(self.planned.planned, visible, self.ranks.count) as advance, _kept_when_interrupted(store):
+        with (
+            passes_bar(self.planned.planned, visible, self.ranks.count) as advance,
+            kept_when_interrupted(None if store is None else store.folder),
+        ):
             for number, (rows, _) in enumerate(self.chunks):
                 if number % self.ranks.count == self.ranks.own:
                     chunk = self._stored(store, number)
@@ -253,12 +257,13 @@ class _Findings:
 
 
 @contextmanager
-def _kept_when_interrupted(store: ValueStore | None) -> Iterator[None]:
+def kept_when_interrupted(folder: Path | None, what: str = "finished coalitions") -> Iterator[None]:
+    """Say at an interruption where results are kept; None: they are not."""
     try:
         yield
     except KeyboardInterrupt:
-        if store is not None:
-            print(f"\ninterrupted; finished coalitions are kept in {store.folder}; the same call continues there")
+        if folder is not None:
+            print(f"\ninterrupted; {what} are kept in {folder}; the same call continues there")
         raise
 
 

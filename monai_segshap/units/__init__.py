@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_segshap.units.contrast_cases import read_contrast_cases
 from monai_segshap.units.contrasts import (
     CONTRAST_SYNONYMS,
     Contrasts,
@@ -43,6 +44,7 @@ __all__ = [
     "organ_partition",
     "partition_from_labels",
     "predicted_class_partition",
+    "read_contrast_cases",
     "region_blocks",
     "typical_unit_size",
     "unit_distances",

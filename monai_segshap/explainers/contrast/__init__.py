@@ -10,7 +10,7 @@ from monai_segshap.explainers.contrast.explanation import (
     contrast_table,
     contrast_values,
 )
-from monai_segshap.explainers.contrast.files import format_contrast_table, write_contrasts
+from monai_segshap.explainers.contrast.files import format_contrast_table, read_contrasts, write_contrasts
 from monai_segshap.explainers.contrast.game import CONTRAST_SCORES, ContrastGame
 from monai_segshap.explainers.contrast.removal import REMOVALS, removal_baseline
 from monai_segshap.explainers.contrast.sub_regions import TUMOR_LABELS, SubRegion, tumor_sub_regions
@@ -27,6 +27,7 @@ __all__ = [
     "contrast_table",
     "contrast_values",
     "format_contrast_table",
+    "read_contrasts",
     "removal_baseline",
     "tumor_sub_regions",
     "write_contrasts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,15 @@ from monai.inferers import Inferer
 from numpy.typing import NDArray
 
 from monai_segshap.explainers.contrast.explanation import ContrastExplanation
-from monai_segshap.explainers.contrast.findings import announce_contrasts, contrast_warnings, unchecked_channels
+from monai_segshap.explainers.contrast.findings import (
+    announce_contrasts,
+    contrast_warnings,
+    run_warnings,
+    unchecked_channels,
+)
 from monai_segshap.explainers.contrast.game import ContrastGame, check_contrast_scores
 from monai_segshap.explainers.contrast.removal import removal_baseline, removal_record
+from monai_segshap.explainers.contrast.store import ContrastStore, contrast_identity
 from monai_segshap.explainers.contrast.sub_regions import SubRegion, truth_masks
 from monai_segshap.explainers.contrast.sweep import (
     PreparedFold,
@@ -28,7 +34,7 @@ from monai_segshap.explainers.contrast.sweep import (
     require_one_output,
 )
 from monai_segshap.explainers.explanation import software_versions
-from monai_segshap.explainers.sweep import passes_bar
+from monai_segshap.explainers.sweep import kept_when_interrupted, passes_bar
 from monai_segshap.geometry import current_grid, require_finite
 from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator, ForwardCounts, check_batch_size, window_plan_of
@@ -82,6 +88,8 @@ class ContrastShapleyExplainer:
         progress: print the plan before the first coalition runs, and show a bar.
         batch_size: "auto", "library", "fastest" or a number, as for `KernelSHAPExplainer`.
         numerics: "exact", or a faster mode by name, see `monai_segshap.numerics.NumericMode`.
+        store_dir: folder in which the finished values of each network are kept, in a subfolder for each question; the
+            same question finds them there, and only networks without any run. None: kept nowhere.
 
     Raises:
         ValueError: for unknown or unsuitable options.
@@ -104,6 +112,7 @@ class ContrastShapleyExplainer:
         progress: bool = True,
         batch_size: str | int = "auto",
         numerics: str | NumericMode = "exact",
+        store_dir: str | Path | None = None,
     ) -> None:
         self.networks = fold_networks(network)
         self.inferer, self.contrasts = inferer, Contrasts.parse(contrasts)
@@ -115,6 +124,7 @@ class ContrastShapleyExplainer:
         self.removal = removal_baseline(removal, self.contrasts)
         self.device, self.max_bytes, self.progress = device, max_bytes, progress
         self.batch_size, self.numerics = batch_size, NumericMode.parse(numerics)
+        self.store = ContrastStore(store_dir)
         self._known: dict[Any, Any] = {}
 
     def __call__(
@@ -149,21 +159,73 @@ class ContrastShapleyExplainer:
         unchecked = unchecked_channels(self.contrasts, image, sources)
         plain = image.as_subclass(torch.Tensor).to(self.device or image.device)
         fill = self.removal.fill(plain, current_grid(image).spacing_mm)
-        record = removal_record(self.removal, self.contrasts, plain, fill)
         evaluator = self._evaluator(plain, fill)
-        folds = [prepare_fold(n, evaluator, self.batch_size, self.numerics, self._known) for n in self.networks]
-        n_channels = require_one_output(folds)
-        self.heads.check(n_channels, "the network's output")
-        masks = None if truth is None else truth_masks(self.sub_regions, truth, self.heads, n_channels)
-        warnings = contrast_warnings(self.contrasts, evaluator.visible, record, unchecked)
-        question = _Question(case, started, masks, logits, record, evaluator.visible, warnings)
+        identities = self._identities(evaluator, plain, fill, truth, unchecked)
+        stored = [self.store.find(identity) for identity in identities]
+        folds = {
+            number: prepare_fold(fold, evaluator, self.batch_size, self.numerics, self._known)
+            for number, fold in enumerate(self.networks)
+            if stored[number] is None
+        }
+        question = self._question(case, started, plain, fill, evaluator.visible, unchecked)
+        if folds:
+            n_channels = require_one_output(list(folds.values()))
+            self.heads.check(n_channels, "the network's output")
+            masks = None if truth is None else truth_masks(self.sub_regions, truth, self.heads, n_channels)
+            question = replace(question, truth=masks, prediction=logits)
         if self.progress:
-            print(announce_contrasts(self.contrasts, self.sub_regions, self.scores, folds, record), flush=True)
-        found = []
-        with passes_bar(sum(fold.planned for fold in folds), self.progress, 1) as advance:
-            for number, fold in enumerate(folds):
-                found.append(self._explanation(fold, question, advance, first=number == 0))
+            self._announce(list(folds.values()), question.removal)
+        found, planned = [], sum(fold.planned for fold in folds.values())
+        resumable = kept_when_interrupted(self.store.folder, "values of finished networks")
+        with passes_bar(planned, self.progress and bool(folds), 1) as advance, resumable:
+            for number, network in enumerate(self.networks):
+                one = stored[number]
+                if one is None:
+                    made = self._explanation(folds[number], question, advance, number)
+                    one = replace(made, identity=identities[number])
+                    self.store.keep(one)
+                found.append(replace(one, case=case, fold=network.name))
         return found
+
+    def _question(
+        self,
+        case: str,
+        started: float,
+        image: torch.Tensor,
+        fill: torch.Tensor,
+        live: NDArray[np.bool_],
+        unchecked: Sequence[int],
+    ) -> _Question:
+        """What all networks of the case share."""
+        record = removal_record(self.removal, self.contrasts, image, fill)
+        warnings = contrast_warnings(self.contrasts, live, record, unchecked)
+        return _Question(case, started, None, None, record, live, warnings)
+
+    def _announce(self, folds: Sequence[PreparedFold], removal: Mapping[str, Any]) -> None:
+        if folds:
+            print(announce_contrasts(self.contrasts, self.sub_regions, self.scores, folds, removal), flush=True)
+        known = len(self.networks) - len(folds)
+        if known:
+            print(f"the values of {known} network(s) are there from an earlier run ({self.store.folder})", flush=True)
+
+    def _identities(
+        self,
+        evaluator: CoalitionEvaluator,
+        image: torch.Tensor,
+        fill: torch.Tensor,
+        truth: torch.Tensor | None,
+        unchecked: Sequence[int],
+    ) -> list[dict[str, str]]:
+        """Of each network; nobody needs the digests where nothing is stored."""
+        if self.store.folder is None:
+            return [{} for _ in self.networks]
+        return [
+            contrast_identity(
+                fold.network, evaluator, image, fill, truth, self.contrasts, self.sub_regions, self.scores, self.heads,
+                self.signal, self.absent, self.numerics, self.batch_size, unchecked,
+            )
+            for fold in self.networks
+        ]  # fmt: skip
 
     def _evaluator(self, image: torch.Tensor, fill: torch.Tensor) -> CoalitionEvaluator:
         """Every window of the volume, with the contrasts as units."""
@@ -181,9 +243,10 @@ class ContrastShapleyExplainer:
         )
 
     def _explanation(
-        self, fold: PreparedFold, question: _Question, advance: Callable[[int], None], first: bool
+        self, fold: PreparedFold, question: _Question, advance: Callable[[int], None], number: int
     ) -> ContrastExplanation:
         """Run one network over all coalitions, and solve."""
+        first = number == 0
         started = time.perf_counter() if not first else question.started
         game = ContrastGame(self.sub_regions, self.scores, self.heads, self.signal, self.absent, truth=question.truth)
         found = fold.run(game, advance, question.prediction if first else None)
@@ -219,7 +282,7 @@ class ContrastShapleyExplainer:
             signal=self.signal,
             absent=self.absent,
             execution=record,
-            warnings=tuple(question.warnings + _run_warnings(record) + _value_warnings(game, values, reasons)),
+            warnings=tuple(question.warnings + run_warnings(record) + _value_warnings(game, values, reasons)),
             versions=software_versions(fold.evaluator.device),
         )
 
@@ -287,27 +350,4 @@ def _value_warnings(
                 f"{score} of {', '.join(idle)} is the same for every coalition: all values are 0, and all contrasts "
                 "share one rank."
             )
-    return found
-
-
-def _run_warnings(record: Mapping[str, Any]) -> list[str]:
-    """Sentences where the network did not run exactly as it is deployed."""
-    found = []
-    if record["numerics"] != "exact":
-        found.append(
-            f"the network ran in a fast mode ({record['numerics'].removeprefix('fast: ')}): on the windows tested a "
-            f"logit differs from the exact mode by up to {record['largest_difference']:.2g}."
-        )
-    elif not record["library_bits"]:
-        found.append(
-            "windows do not have the bits of the library's batches for certain: on those tested a logit differs by up "
-            f"to {record['largest_difference']:.2g}."
-        )
-    if record["lowered_to"] is not None:
-        found.append(f"memory ran out, and batches were lowered to {record['lowered_to']} windows.")
-    if record["prediction_difference"] and record["numerics"] == "exact":
-        found.append(
-            f"the prediction given differs from the network's own by up to {record['prediction_difference']:.2g} in a "
-            "logit; the scores use the network's own. Was it post-processed, or made with other windows?"
-        )
     return found

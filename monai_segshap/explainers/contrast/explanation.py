@@ -63,6 +63,7 @@ class ContrastExplanation:
         execution: how the network ran.
         warnings: sentences that a reader must know.
         versions: of the software.
+        identity: what the values depend on, as names and digests; empty where nothing was stored.
     """
 
     case: str
@@ -86,6 +87,7 @@ class ContrastExplanation:
     execution: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
 
     @property
     def full(self) -> NDArray[np.float64]:
@@ -173,6 +175,7 @@ class ContrastExplanation:
             "seconds": {key: round(value, 6) for key, value in self.seconds.items()},
             "warnings": list(self.warnings),
             "versions": self.versions,
+            "identity": self.identity,
         }
 
     def case_dict(self) -> dict[str, Any]:
@@ -186,6 +189,7 @@ class ContrastExplanation:
                 {"name": name, "channels": list(group), "live": bool(live)}
                 for name, group, live in zip(self.contrasts.names, self.contrasts.channels, self.live, strict=True)
             ],
+            "channel_names": list(self.contrasts.channel_names),
             "sub_regions": [region.describe() for region in self.sub_regions],
             "truth_voxels": truth,
             "removal": self.removal,

@@ -16,7 +16,7 @@ from monai_segshap.explainers.contrast.sub_regions import SubRegion
 from monai_segshap.explainers.contrast.sweep import PreparedFold
 from monai_segshap.units.contrasts import Contrasts, check_contrast_sources
 
-__all__ = ["announce_contrasts", "contrast_warnings", "unchecked_channels"]
+__all__ = ["announce_contrasts", "contrast_warnings", "run_warnings", "unchecked_channels"]
 
 #: Metadata under which channels carry names, as in nnU-Net's ``dataset.json``.
 _NAMES_META = "channel_names"
@@ -117,5 +117,28 @@ def contrast_warnings(
             "contrasts are removed by 0, but hardly a voxel of the image is 0: the background is another number, and "
             "what the network sees is no missing contrast that it knows. Consider removal='channel_mean_all', or the "
             "background's number."
+        )
+    return found
+
+
+def run_warnings(record: Mapping[str, Any]) -> list[str]:
+    """Sentences where the network did not run exactly as it is deployed."""
+    found = []
+    if record["numerics"] != "exact":
+        found.append(
+            f"the network ran in a fast mode ({record['numerics'].removeprefix('fast: ')}): on the windows tested a "
+            f"logit differs from the exact mode by up to {record['largest_difference']:.2g}."
+        )
+    elif not record["library_bits"]:
+        found.append(
+            "windows do not have the bits of the library's batches for certain: on those tested a logit differs by up "
+            f"to {record['largest_difference']:.2g}."
+        )
+    if record["lowered_to"] is not None:
+        found.append(f"memory ran out, and batches were lowered to {record['lowered_to']} windows.")
+    if record["prediction_difference"] and record["numerics"] == "exact":
+        found.append(
+            f"the prediction given differs from the network's own by up to {record['prediction_difference']:.2g} in a "
+            "logit; the scores use the network's own. Was it post-processed, or made with other windows?"
         )
     return found

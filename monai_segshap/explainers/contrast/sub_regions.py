@@ -77,9 +77,14 @@ class SubRegion:
         return len(self.channels) == 1 and not self.without
 
     def describe(self) -> dict[str, Any]:
-        """Entries for ``contrasts.json``."""
-        labels = None if self.labels is None else list(self.labels)
-        return {"name": self.name, "channels": list(self.channels), "without": list(self.without), "labels": labels}
+        """Its fields as plain values, for ``contrasts.json`` and `parse`."""
+        return {
+            "name": self.name,
+            "channels": list(self.channels),
+            "without": list(self.without),
+            "labels": None if self.labels is None else list(self.labels),
+            "known_labels": list(self.known_labels),
+        }
 
 
 def tumor_sub_regions(
