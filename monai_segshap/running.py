@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from monai.engines import Workflow
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "cases_of_rank",
     "datalist_entries",
     "file_stem",
+    "gather_objects",
     "join_ranks",
     "leave_ranks",
     "list_cases",
@@ -130,7 +132,8 @@ def datalist_entries(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[
         ValueError: if it is no list of dictionaries, or empty.
         OSError: if the file can not be read.
     """
-    folder, entries, named = Path(), source, "given"
+    folder, named = Path(), "given"
+    entries: Any = source
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         entries, folder, named = _read_entries(path), path.parent, str(source)
@@ -199,6 +202,19 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """What each process has, in the order of their ranks; a list of ``own`` alone where there is one process.
+
+    Args:
+        own: anything that pickles.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
 def local_device() -> torch.device:
     """The CUDA device of this process, or the CPU."""
     if not torch.cuda.is_available():
@@ -225,12 +241,16 @@ def run_evaluator(evaluator: Workflow) -> Any:
         evaluator: for example MONAI's `SupervisedEvaluator`.
 
     Returns:
-        what ``evaluator.run()`` returns; None if there is no case, as for a process beyond the number of cases.
+        what ``evaluator.run()`` returns; None if there is no case, as for a process beyond the number of cases: then
+        only the epoch's start and end are fired, so that handlers that gather over processes find all of them.
 
     Raises:
         ValueError, OSError: the error about the input itself. The full chain goes to the log at level DEBUG.
     """
     if hasattr(evaluator.data_loader, "__len__") and len(evaluator.data_loader) == 0:
+        if dist.is_available() and dist.is_initialized():
+            evaluator.fire_event(Events.EPOCH_STARTED)
+            evaluator.fire_event(Events.EPOCH_COMPLETED)
         return None
     quiet = logging.getLogger(f"ignite.engine.engine.{type(evaluator).__name__}")
     level = quiet.level

@@ -26,7 +26,8 @@ class CohortHandler:
     Into ``output_dir`` go ``importances.csv``, a row for each case as soon as it is explained, and at the end of the
     epoch what ``analyze`` makes of it. A case that is in the file already is not explained again, so that a stopped
     evaluation continues where it was. With several processes each one has a file of its own,
-    ``importances.rankN.csv``, and the first one analyzes all of them; as with MONAI's metrics all processes take part.
+    ``importances.rankN.csv``, and the first one analyzes all of them; a process without any case must run its evaluator
+    by `monai_segshap.running.run_evaluator`, or the others wait for it.
 
     Args:
         explain: a transform that adds a list of `monai_segshap.cohort.ImportanceMatrix` to a case, for example a

@@ -3,58 +3,109 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import pandas as pd
 from ignite.engine import Engine, Events
-from monai.utils import string_list_all_gather
 
 from monai_segshap.explainers.contrast import CONTRAST_COLUMNS, ContrastExplanation, contrast_table
 from monai_segshap.files import write_whole
+from monai_segshap.handlers.events import ExplanationEvents, register_explanation_events
+from monai_segshap.running import gather_objects
 
 __all__ = ["ContrastTableHandler"]
+
+_ORDER = ["case", "fold"]
 
 
 class ContrastTableHandler:
     """Collect what an `ExplanationHandler` with `ContrastShapleyd` explains, for rank metrics over cases and folds.
 
-    At the end of each epoch ``engine.state.contrast_table`` is a data frame of the columns of
-    `monai_segshap.explainers.ContrastExplanation.table`, over the cases of all processes; the explanations of this
-    process stay in ``engine.state.explanations``. As with MONAI's metrics, all processes must have a case.
+    Attach it to the engine beside the `ExplanationHandler`, before or after it. At the end of each epoch
+    ``engine.state.contrast_table`` is a data frame of the columns of
+    `monai_segshap.explainers.ContrastExplanation.table`, over the cases of all processes, by name of case and fold. A
+    process without any case must run its evaluator by `monai_segshap.running.run_evaluator`, or the others wait for it.
 
     Args:
-        output_dir: the first process writes ``contrasts.csv`` there; None: nothing is written.
+        output_dir: the first process writes ``contrasts.csv`` there; until the end of the epoch each one keeps the
+            cases so far, in ``contrasts.rankN.csv`` where there are several. None: nothing is written.
+        analyze: called by the first process at the end of the epoch with ``contrasts.csv`` and ``output_dir``, for
+            example `monai_segshap.visualize.analyze_contrasts`; not called if no case was explained.
+
+    Raises:
+        ValueError: for ``analyze`` without ``output_dir``.
 
     Example:
         >>> handler = ContrastTableHandler()  # then handler.attach(evaluator), beside an ExplanationHandler with
         >>> key = "contrast_explanations"  # as its key
     """
 
-    def __init__(self, output_dir: str | Path | None = None) -> None:
-        self.output_dir = None if output_dir is None else Path(output_dir)
+    def __init__(
+        self, output_dir: str | Path | None = None, analyze: Callable[[Path, Path], Any] | None = None
+    ) -> None:
+        if analyze is not None and output_dir is None:
+            raise ValueError("analyze needs an output_dir: it is called with the table there.")
+        self.output_dir, self.analyze = None if output_dir is None else Path(output_dir), analyze
+        self._own: list[pd.DataFrame] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Make the table of the epoch.
+        """Attach to an evaluator.
 
         Raises:
-            ValueError: if nothing on the engine explains.
+            ValueError: when the evaluation starts, if nothing on it explains.
         """
-        if not hasattr(engine.state, "explanations"):
+        register_explanation_events(engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(ExplanationEvents.CASE_EXPLAINED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take in the case that was explained just now.
+
+        Raises:
+            OSError: if the table can not be written.
+        """
+        found = [one for one in engine.state.explained_case.explanations if isinstance(one, ContrastExplanation)]
+        if found:
+            self._own.append(contrast_table(found))
+            if self._part is not None:
+                write_whole(self._part, _joined(self._own).to_csv(index=False))
+
+    @property
+    def _part(self) -> Path | None:
+        """Where the cases of this process so far go."""
+        part = f".rank{idist.get_rank()}" if idist.get_world_size() > 1 else ""
+        return None if self.output_dir is None else self.output_dir / f"contrasts{part}.csv"
+
+    def _start(self, engine: Engine) -> None:
+        if getattr(engine.state, "explanations", None) is None:
             raise ValueError(
                 "the engine has no explanations; attach an ExplanationHandler with ContrastShapleyd and "
                 "key='contrast_explanations' to it, too."
             )
-        own = [one for one in engine.state.explanations if isinstance(one, ContrastExplanation)]
-        rows = [json.dumps(row) for row in contrast_table(own).to_dict("records")] if own else []
-        gathered = string_list_all_gather(rows) if idist.get_world_size() > 1 else rows
-        table = pd.DataFrame([json.loads(row) for row in gathered], columns=list(CONTRAST_COLUMNS))
+        self._own = []
+        if self.output_dir is not None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def _finish(self, engine: Engine) -> None:
+        table = _joined([part for parts in gather_objects(self._own) for part in parts])
         engine.state.contrast_table = table
         if self.output_dir is not None and idist.get_rank() == 0:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output_dir / "contrasts.csv", table.to_csv(index=False))
+            path = write_whole(self.output_dir / "contrasts.csv", table.to_csv(index=False))
+            for part in self.output_dir.glob("contrasts.rank*.csv"):
+                part.unlink()
+            if self.analyze is not None and len(table):
+                self.analyze(path, self.output_dir)
+        if idist.get_world_size() > 1:
+            idist.barrier()
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """All rows, once (a sampler may give one case to two processes), by case and fold."""
+    if not parts:
+        return pd.DataFrame(columns=list(CONTRAST_COLUMNS))
+    table = pd.concat(parts, ignore_index=True).drop_duplicates([*_ORDER, "score", "sub_region", "contrast"])
+    return table.sort_values(_ORDER, kind="stable", ignore_index=True)

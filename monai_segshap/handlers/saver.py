@@ -14,11 +14,11 @@ import ignite.distributed as idist
 import numpy as np
 import pandas as pd
 from ignite.engine import Engine, Events
-from monai.utils import string_list_all_gather
 
 from monai_segshap.explainers import Explanation
 from monai_segshap.files import write_whole
 from monai_segshap.handlers.events import ExplainedCase, ExplanationEvents, register_explanation_events
+from monai_segshap.running import gather_objects
 from monai_segshap.writers import explanation_folders, format_report, write_explanation
 
 __all__ = ["ExplanationSaver", "explanation_rows"]
@@ -52,9 +52,9 @@ class ExplanationSaver:
       end of the epoch.
 
     With several processes each one writes the folders of its own cases, and the first one the tables of all of them
-    at the end of the epoch; until then each keeps its rows in ``explanations.rankN.csv``. As with MONAI's metrics, all
-    processes must have a case. The tables are those of the last epoch. Written paths are added to
-    ``engine.state.explanation_files``.
+    at the end of the epoch; until then each keeps its rows in ``explanations.rankN.csv``. A process without any case
+    must run its evaluator by `monai_segshap.running.run_evaluator`, or the others wait for it. The tables are those of
+    the last epoch. Written paths are added to ``engine.state.explanation_files``.
 
     Args:
         output_dir: made if absent.
@@ -129,7 +129,7 @@ class ExplanationSaver:
             {"case": m.name, "number": m.number, "rank": rank, "reason": m.reason} for m in engine.state.unexplained
         ]
         own = {"rows": list(itertools.chain.from_iterable(self._rows.values())), "missed": missed}
-        parts = [json.loads(text) for text in string_list_all_gather([json.dumps(own)])]
+        parts = gather_objects(own)
         if rank == 0:
             # a sampler may give one case to two processes
             rows = {(row["folder"], row["score"]): row for part in parts for row in part["rows"]}

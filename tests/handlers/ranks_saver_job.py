@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.data import DistributedSampler
 
 from monai_segshap.handlers import ExplanationHandler, ExplanationSaver
-from monai_segshap.running import join_ranks, leave_ranks
+from monai_segshap.running import join_ranks, leave_ranks, run_evaluator
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -46,4 +46,9 @@ if __name__ == "__main__":
     engine.run()
     result = {"part": seen[0], "cases": [e.case for e in engine.state.explanations]}
     (folder / f"rank{rank}.json").write_text(json.dumps(result), encoding="utf-8")
+
+    engine = evaluator(files[:1] if rank == 0 else [], net)  # fewer cases than processes
+    ExplanationSaver(folder / "one", overview=False, print_table=False).attach(engine)
+    ExplanationHandler(whole).attach(engine)
+    run_evaluator(engine)
     leave_ranks()

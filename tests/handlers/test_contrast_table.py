@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,6 +33,9 @@ def networks(make_network):
     return [make_network("conv", in_channels=4, seed=seed) for seed in (0, 1)]
 
 
+JOB = Path(__file__).with_name("ranks_contrast_job.py")
+
+
 def raw_case(number: int) -> dict:
     rng = np.random.default_rng(number)
     meta = {"filename_or_obj": f"case{number}.nii.gz"}
@@ -44,10 +52,10 @@ def contrasts_of(networks) -> ContrastShapleyd:
     )
 
 
-def evaluator(networks, n_cases=3, **options) -> SupervisedEvaluator:
+def evaluator(networks, cases=(0, 1, 2), **options) -> SupervisedEvaluator:
     return SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(Dataset([raw_case(n) for n in range(n_cases)]), batch_size=2),
+        val_data_loader=DataLoader(Dataset([raw_case(n) for n in cases]), batch_size=2),
         network=networks[0],
         inferer=SlidingWindowInferer(**INFERER),
         postprocessing=Compose([Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)]),
@@ -80,13 +88,13 @@ def test_values_of_all_cases_and_folds_stand_in_one_table(networks, tmp_path):
     np.testing.assert_array_equal(written["value"], table["value"])
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["contrasts.csv"]
     full = explanations[0].full[0].mean()  # what was explained is the Dice that MONAI reports
-    first = evaluator(networks, 1, key_val_metric=dict(metric))
+    first = evaluator(networks, (0,), key_val_metric=dict(metric))
     first.run()
     assert first.state.metrics["dice"] == pytest.approx(full, abs=1e-5)
 
 
 def test_an_epoch_without_cases_has_an_empty_table(networks):
-    engine = evaluator(networks, 1)
+    engine = evaluator(networks, (0,))
     ExplanationHandler(contrasts_of(networks), key="contrast_explanations", select=lambda case: False).attach(engine)
     ContrastTableHandler().attach(engine)
     engine.run()
@@ -99,3 +107,51 @@ def test_an_engine_that_explains_nothing_is_refused():
     ContrastTableHandler().attach(engine)
     with pytest.raises(ValueError, match="attach an ExplanationHandler with ContrastShapleyd"):
         engine.run([0])
+
+
+def test_the_table_is_analyzed_and_holds_what_was_finished_before_an_error(networks, tmp_path):
+    def make(case):
+        if case["image"].meta["filename_or_obj"] == "case2.nii.gz":
+            raise RuntimeError("no more")
+        return contrasts_of(networks)(case)
+
+    calls = []
+    for explain in (make, contrasts_of(networks)):
+        engine = evaluator(networks)
+        ContrastTableHandler(tmp_path, analyze=lambda path, folder: calls.append((path, folder))).attach(engine)
+        ExplanationHandler(explain, key="contrast_explanations", keep=False).attach(engine)
+        if explain is make:
+            with pytest.raises(RuntimeError, match="no more"):
+                engine.run()
+            assert calls == []
+            assert set(pd.read_csv(tmp_path / "contrasts.csv")["case"]) == {"case0", "case1"}
+        else:
+            engine.run()
+    assert calls == [(tmp_path / "contrasts.csv", tmp_path)]
+    assert set(pd.read_csv(tmp_path / "contrasts.csv")["case"]) == {"case0", "case1", "case2"}
+    with pytest.raises(ValueError, match="analyze needs an output_dir"):
+        ContrastTableHandler(analyze=print)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_two_processes_make_one_table_also_if_one_has_no_case(networks, tmp_path):
+    torch.save(networks, tmp_path / "networks.pt")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [*launcher, str(JOB), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    engine = evaluator(networks)
+    ExplanationHandler(contrasts_of(networks), key="contrast_explanations").attach(engine)
+    ContrastTableHandler().attach(engine)
+    engine.run()
+    for name, cases in (("three", ["case0", "case1", "case2"]), ("one", ["case0"])):
+        table = pd.read_csv(tmp_path / name / "contrasts.csv", dtype={"fold": str})
+        expected = engine.state.contrast_table
+        expected = expected[expected["case"].isin(cases)].reset_index(drop=True)
+        assert table[["case", "fold", "sub_region", "contrast"]].equals(
+            expected[["case", "fold", "sub_region", "contrast"]]
+        )
+        np.testing.assert_allclose(table["value"], expected["value"], atol=1e-5)
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["contrasts.csv"]
+        assert (tmp_path / f"{name}.txt").read_text() == "1"

@@ -202,3 +202,6 @@ def test_two_processes_explain_their_own_cases_and_one_writes_the_table(net, tmp
     parts = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [part["part"] for part in parts] == ["explanations.rank0.csv", "explanations.rank1.csv"]
     assert [part["cases"] for part in parts] == [["a", "ct", "e"], ["b", "ct"]]
+    assert set(pd.read_csv(tmp_path / "one" / "explanations.csv")["case"]) == {
+        "a"
+    }  # nobody waits for the other process
