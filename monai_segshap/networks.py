@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from monai_segshap.shapley import digest
 
-__all__ = ["evaluation_mode", "is_out_of_memory", "load_weights", "weights_digest"]
+__all__ = ["evaluation_mode", "is_out_of_memory", "load_folds", "load_weights", "weights_digest"]
 
 _NESTED = ("model", "state_dict", "network_weights")
 
@@ -77,6 +78,39 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
         )
     network.load_state_dict(weights)
     return network.eval()
+
+
+def load_folds(
+    network: torch.nn.Module, checkpoints: str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+) -> dict[str, torch.nn.Module]:
+    """Networks of one architecture and several checkpoints, such as the folds of a cross-validation.
+
+    Args:
+        network: the architecture; it is copied, and stays as it is.
+        checkpoints: one file, a list of files, or a mapping from name to file, see `load_weights`. Files are named by
+            themselves ("fold_0" for ``models/fold_0.pt``), with the folder's name where that is not enough.
+
+    Returns:
+        name -> network in eval mode.
+
+    Raises:
+        ValueError: for no checkpoint, two of one name, or a file that does not fit.
+    """
+    if isinstance(checkpoints, Mapping):
+        paths = {str(name): Path(path) for name, path in checkpoints.items()}
+    else:
+        listed = [Path(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
+        names = [path.stem for path in listed]
+        if len(set(names)) < len(names):
+            names = [f"{path.parent.name}/{path.stem}" for path in listed]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"several checkpoints are named alike: {', '.join(names)}; give a mapping from name to file."
+            )
+        paths = dict(zip(names, listed, strict=True))
+    if not paths:
+        raise ValueError("got no checkpoint; expected at least one file.")
+    return {name: load_weights(copy.deepcopy(network), path) for name, path in paths.items()}
 
 
 def _state_dict(content: Any, path: str | Path) -> dict[str, torch.Tensor]:

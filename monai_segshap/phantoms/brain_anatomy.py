@@ -49,9 +49,9 @@ TISSUES: dict[int, str] = {
 """Value of ``BrainPhantom.tissues`` to name; 0 is outside the skull-stripped brain."""
 
 VISIBILITY: dict[str, dict[str, float]] = {
-    "ED": {"t1n": -0.5, "t1c": -1.4, "t2w": 2.4, "t2f": 3.0},
+    "ED": {"t1n": -0.6, "t1c": -1.2, "t2w": 2.6, "t2f": 3.6},
     "ET": {"t1n": -0.2, "t1c": 6.0, "t2w": -0.5, "t2f": 0.9},
-    "NCR": {"t1n": -0.3, "t1c": -7.5, "t2w": 2.6, "t2f": -0.9},
+    "NCR": {"t1n": -0.4, "t1c": -7.0, "t2w": 3.5, "t2f": -0.9},
 }
 """Signal step at the outer border of each sub-region, inside minus outside, in standard deviations of the texture.
 
@@ -66,12 +66,12 @@ _NORMAL: dict[str, tuple[float, float, float, float]] = {
     "gray_matter": (-1.2, -1.0, 0.8, 0.6),
     "white_matter": (1.2, 1.0, -0.8, -0.6),
 }
-_MIMICS = {"enhancing_vessel": (3, 5), "cyst": (1, 3), "gliosis": (2, 3)}
+_MIMICS = {"enhancing_vessel": (3, 5), "cyst": (1, 3), "gliosis": (1, 2)}
 _TUMORS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("NCR", "ED", "ET"), 0.52),
+    (("NCR", "ED", "ET"), 0.56),
     (("NCR", "ED"), 0.12),
     (("ED", "ET"), 0.12),
-    (("NCR", "ET"), 0.16),
+    (("NCR", "ET"), 0.12),
     (("ED",), 0.08),
 )
 _NUMBER = {name: number for number, name in TISSUES.items()}
@@ -100,9 +100,9 @@ def signals(factors: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:
     found["enhancing_tumor"] = found["edema"] + step["ET"]
     found["necrosis"] = found["enhancing_tumor"] + step["NCR"]
     t1c, t2w, t2f = (np.array([c == name for c in CONTRASTS]) for name in ("t1c", "t2w", "t2f"))
-    found["enhancing_vessel"] = np.where(t1c, 0.5 * found["enhancing_tumor"], 0.0)
+    found["enhancing_vessel"] = np.where(t1c, 0.7 * found["enhancing_tumor"], 0.0)
     found["cyst"] = np.where(t2f, 0.0, 0.7 * found["edema"])
-    found["gliosis"] = np.where(t2w, 0.0, 0.85 * found["edema"])
+    found["gliosis"] = np.where(t2w, 0.0, 0.7 * found["edema"])
     return found
 
 
