@@ -30,8 +30,9 @@ class ContrastTableHandler:
     process without any case must run its evaluator by `monai_segshap.running.run_evaluator`, or the others wait for it.
 
     Args:
-        output_dir: the first process writes ``contrasts.csv`` there; until the end of the epoch each one keeps the
-            cases so far, in ``contrasts.rankN.csv`` where there are several. None: nothing is written.
+        output_dir: the first process writes ``contrasts.csv`` there, and ``unexplained.csv`` with reasons if cases
+            could not be explained (``on_error="warn"`` of the other handler); until the end of the epoch each process
+            keeps the cases so far, in ``contrasts.rankN.csv`` where there are several. None: nothing is written.
         analyze: called by the first process at the end of the epoch with ``contrasts.csv`` and ``output_dir``, for
             example `monai_segshap.visualize.analyze_contrasts`; not called if no case was explained.
 
@@ -91,16 +92,28 @@ class ContrastTableHandler:
             self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _finish(self, engine: Engine) -> None:
-        table = _joined([part for parts in gather_objects(self._own) for part in parts])
+        gathered = gather_objects((self._own, [(one.name, one.reason) for one in engine.state.unexplained]))
+        table = _joined([part for parts, _ in gathered for part in parts])
+        missed = pd.DataFrame([one for _, some in gathered for one in some], columns=["case", "reason"])
         engine.state.contrast_table = table
         if self.output_dir is not None and idist.get_rank() == 0:
-            path = write_whole(self.output_dir / "contrasts.csv", table.to_csv(index=False))
-            for part in self.output_dir.glob("contrasts.rank*.csv"):
-                part.unlink()
-            if self.analyze is not None and len(table):
-                self.analyze(path, self.output_dir)
+            self._publish(table, missed, self.output_dir)
+        if not len(table) and len(missed):
+            raise ValueError(f"no case was explained. The first reason, of {missed['case'][0]}: {missed['reason'][0]}")
         if idist.get_world_size() > 1:
             idist.barrier()
+
+    def _publish(self, table: pd.DataFrame, missed: pd.DataFrame, folder: Path) -> None:
+        path = write_whole(folder / "contrasts.csv", table.to_csv(index=False))
+        (folder / "unexplained.csv").unlink(missing_ok=True)
+        if len(missed):
+            write_whole(folder / "unexplained.csv", missed.to_csv(index=False))
+        for part in folder.glob("contrasts.rank*.csv"):
+            part.unlink()
+        if self.analyze is not None and len(table):
+            self.analyze(path, folder)
+            not_explained = f"; {len(missed)} were not explained, see unexplained.csv" if len(missed) else ""
+            print(f"{table['case'].nunique()} cases in {folder}{not_explained}", flush=True)
 
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:

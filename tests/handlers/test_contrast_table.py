@@ -133,6 +133,30 @@ def test_the_table_is_analyzed_and_holds_what_was_finished_before_an_error(netwo
         ContrastTableHandler(analyze=print)
 
 
+def test_cases_that_can_not_be_explained_are_listed_and_none_at_all_is_an_error(networks, tmp_path, capsys):
+    def make(case):
+        if case["image"].meta["filename_or_obj"] in refused:
+            raise ValueError("no ground truth")
+        return contrasts_of(networks)(case)
+
+    refused = {"case1.nii.gz"}
+    engine = evaluator(networks)
+    ExplanationHandler(make, key="contrast_explanations", on_error="warn").attach(engine)
+    ContrastTableHandler(tmp_path, analyze=lambda path, folder: None).attach(engine)
+    engine.run()
+    assert pd.read_csv(tmp_path / "unexplained.csv").values.tolist() == [["case1", "no ground truth"]]
+    assert set(pd.read_csv(tmp_path / "contrasts.csv")["case"]) == {"case0", "case2"}
+    said = capsys.readouterr().out
+    assert "2 cases in" in said
+    assert "1 were not explained" in said
+    refused.clear()
+    engine.run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["contrasts.csv"]
+    refused |= {f"case{n}.nii.gz" for n in range(3)}
+    with pytest.raises(ValueError, match=r"no case was explained\. The first reason, of case0: no ground truth"):
+        engine.run()
+
+
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_make_one_table_also_if_one_has_no_case(networks, tmp_path):
     torch.save(networks, tmp_path / "networks.pt")

@@ -30,6 +30,7 @@ CONTRAST_COLUMNS = (
     "empty",
     "truth_voxels",
     "predicted_voxels",
+    "removal",
     "reason",
 )
 
@@ -105,6 +106,12 @@ class ContrastExplanation:
         return self.values.sum(axis=1) - (self.full - self.empty)
 
     @property
+    def removed(self) -> str:
+        """What removed contrasts became, in words."""
+        value = self.removal.get("network_value")
+        return str(self.removal["kind"]) + ("" if value is None else f" {value}")
+
+    @property
     def sub_region_names(self) -> tuple[str, ...]:
         """Names of the S sub-regions."""
         return tuple(region.name for region in self.sub_regions)
@@ -134,7 +141,8 @@ class ContrastExplanation:
         """One row for each score, sub-region and contrast.
 
         Columns: see `CONTRAST_COLUMNS`. "full" and "empty" are the score with every contrast and with none,
-        "predicted_voxels" are with every contrast, and "reason" says why there is no value.
+        "predicted_voxels" are with every contrast, "removal" is what removed contrasts became, and "reason" says why
+        there is no value.
         """
         rows = []
         for t, score in enumerate(self.scores):
@@ -144,6 +152,7 @@ class ContrastExplanation:
                     "empty": self.empty[t, s],
                     "truth_voxels": None if self.truth_voxels is None else int(self.truth_voxels[s]),
                     "predicted_voxels": int(self.predicted_voxels[-1, s]),
+                    "removal": self.removed,
                     "reason": self.reasons.get(score, {}).get(region, ""),
                 }
                 for n, contrast in enumerate(self.contrasts.names):
