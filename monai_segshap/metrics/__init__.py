@@ -14,6 +14,16 @@ from monai_segshap.metrics.bounds import BOUNDS, AopcBounds, beam_aopc_bounds, e
 from monai_segshap.metrics.case_convergence import case_convergence
 from monai_segshap.metrics.case_curves import case_curves
 from monai_segshap.metrics.case_table import CaseRow, CaseTableMetric
+from monai_segshap.metrics.contrast_associations import POOLED, contrast_associations
+from monai_segshap.metrics.contrast_cohort import ContrastCohort, read_contrast_table
+from monai_segshap.metrics.contrast_metrics import RankAgreementMetric, RankVarianceMetric
+from monai_segshap.metrics.contrast_statistics import (
+    contrast_agreement,
+    contrast_fold_ranks,
+    contrast_stability,
+    contrast_value_summary,
+    fold_rank_variance,
+)
 from monai_segshap.metrics.convergence import ConvergenceReport, convergence_report
 from monai_segshap.metrics.curves import PerturbationCurves, RandomControl, curve_coalitions, perturbation_curves
 from monai_segshap.metrics.explanation_metrics import (
@@ -48,10 +58,12 @@ __all__ = [
     "CORRELATIONS",
     "CURVE_FIELDS",
     "NOISES",
+    "POOLED",
     "AopcBounds",
     "CaseRow",
     "CaseTableMetric",
     "ComplexityMetric",
+    "ContrastCohort",
     "ConvergenceMetric",
     "ConvergenceReport",
     "FaithfulnessMetric",
@@ -61,7 +73,9 @@ __all__ = [
     "PerturbationCurves",
     "RandomControl",
     "RankAgreement",
+    "RankAgreementMetric",
     "RankVariance",
+    "RankVarianceMetric",
     "RankedCorrelation",
     "ReferenceRanking",
     "ScoreMemory",
@@ -72,17 +86,24 @@ __all__ = [
     "case_convergence",
     "case_curves",
     "compare_groups",
+    "contrast_agreement",
+    "contrast_associations",
+    "contrast_fold_ranks",
+    "contrast_stability",
+    "contrast_value_summary",
     "convergence_report",
     "correlation_with_interval",
     "curve_coalitions",
     "effective_complexity",
     "exact_aopc_bounds",
     "faithfulness_correlation",
+    "fold_rank_variance",
     "perturbation_curves",
     "rank_agreement",
     "rank_agreement_report",
     "rank_variance",
     "rank_variance_report",
     "ranks_of",
+    "read_contrast_table",
     "voxel_metrics",
 ]

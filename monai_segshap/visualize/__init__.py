@@ -4,6 +4,19 @@
 from __future__ import annotations
 
 from .cohort_report import CohortFindings, analyze_cohort
+from .contrast_pictures import (
+    plot_contrast_ranks,
+    plot_contrast_values,
+    save_contrast_ranks,
+    save_contrast_values,
+)
+from .contrast_report import ContrastFindings, analyze_contrasts
+from .contrast_scatter import (
+    plot_contrast_agreement,
+    plot_contrast_stability,
+    save_contrast_agreement,
+    save_contrast_stability,
+)
 from .curves import plot_convergence, plot_curves, save_convergence, save_curves
 from .differences import plot_differences, save_differences
 from .distributions import (
@@ -23,10 +36,16 @@ from .voxel_map import plot_voxel_map, save_voxel_map
 __all__ = [
     "SYSTEM_COLORS",
     "CohortFindings",
+    "ContrastFindings",
     "analyze_cohort",
+    "analyze_contrasts",
     "importance_graph",
     "plot_boxplots",
     "plot_context_use",
+    "plot_contrast_agreement",
+    "plot_contrast_ranks",
+    "plot_contrast_stability",
+    "plot_contrast_values",
     "plot_convergence",
     "plot_curves",
     "plot_differences",
@@ -37,6 +56,10 @@ __all__ = [
     "plot_voxel_map",
     "save_boxplots",
     "save_context_use",
+    "save_contrast_agreement",
+    "save_contrast_ranks",
+    "save_contrast_stability",
+    "save_contrast_values",
     "save_convergence",
     "save_curves",
     "save_differences",

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from monai_segshap.cohort import MEAN_ROW
 
 from .importance import value_label
+from .markdown import markdown_table
 
 if TYPE_CHECKING:
     from .cohort_report import CohortFindings
@@ -71,7 +70,7 @@ def _relies_on(found: CohortFindings) -> str:
     level = f"{overall.level:.0%}"
     return (
         f"## The three regions of most importance\n\nMean over cases [{level} bootstrap interval of the mean].\n\n"
-        + _markdown(head, rows)
+        + markdown_table(head, rows)
         + "\n\n![box plots](boxplots.png)"
     )
 
@@ -83,7 +82,7 @@ def _context(found: CohortFindings) -> str:
     rows = [[name, str(int(found.context[name].notna().sum())), _number(value)] for name, value in middle.items()]
     return (
         "## Context use\n\nShare of each class's attribution outside the class, median over cases.\n\n"
-        + _markdown(["class", "n", "outside"], rows)
+        + markdown_table(["class", "n", "outside"], rows)
         + "\n\n![context use](context_use.png)"
     )
 
@@ -106,7 +105,7 @@ def _outliers(found: CohortFindings) -> str:
         "## Outliers\n\nIsolation forests on the rows of each class, fitted on "
         f"{size} cases (seed {model.seed}, {model.n_estimators} trees).{caution} Scores are the decision function: LOW "
         "means abnormal, below 0 a forest calls a case an outlier. The cases with the lowest mean over classes:\n\n"
-        + _markdown(["case", "mean score", "classes below 0", "lowest classes"], rows)
+        + markdown_table(["case", "mean score", "classes below 0", "lowest classes"], rows)
         + "\n\n![outliers](outliers.png)"
     )
 
@@ -130,7 +129,7 @@ def _correlations(found: CohortFindings) -> str:
         "## Outlier scores and Dice\n\nSpearman correlation. As LOW scores are abnormal, a positive correlation means: "
         f"the more abnormal, the worse the segmentation. p < {_SIGNIFICANT:g} for {plain} of {len(tested)} classes, "
         f"for {corrected} after Holm's correction.\n\n"
-        + _markdown(["class", "n", "rho", "p", "p (Benjamini-Hochberg)", "p (Holm)", "note"], rows)
+        + markdown_table(["class", "n", "rho", "p", "p (Benjamini-Hochberg)", "p (Holm)", "note"], rows)
     )
 
 
@@ -157,10 +156,3 @@ def _groups(found: CohortFindings) -> str:
 def _number(value: object) -> str:
     number = float(value)  # type: ignore[arg-type]
     return "" if np.isnan(number) else f"{number:.3g}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, pd.DataFrame(rows).to_numpy().tolist())])

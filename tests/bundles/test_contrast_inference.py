@@ -21,7 +21,7 @@ from bundle_checks import ROOT, BundleUnderTest, reasons
 from monai.bundle import ConfigParser
 
 from monai_segshap.explainers import read_contrasts
-from monai_segshap.phantoms import CONTRASTS, brain_phantom
+from monai_segshap.phantoms import CONTRASTS, brain_phantom, planted_order
 
 CONTRAST = BundleUnderTest("contrast_shapley")
 CASES = ("brain_5000", "brain_5002")
@@ -124,6 +124,49 @@ def test_values_are_those_of_a_direct_loop_over_16_inferences(finished, oracle):
     for region in REGIONS:
         assert rows.loc[region, "full"] == pytest.approx(full[region], abs=1e-12)
         assert rows.loc[region, "empty"] == pytest.approx(empty[region], abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> pd.DataFrame:
+    """The default run of which the documentation speaks."""
+    return pd.read_csv(CONTRAST.folder / "docs" / "contrasts.csv")
+
+
+def test_recorded_values_are_found_again(finished, recorded):
+    table = pd.read_csv(finished[0] / "contrasts.csv")
+    keys = ["case", "fold", "sub_region", "contrast"]
+    both = recorded.merge(table, on=keys, suffixes=("", "_now"))
+    assert len(both) == len(table)
+    for column in ("value", "full"):  # Dice of another CPU may differ by some voxels
+        np.testing.assert_allclose(both[column], both[f"{column}_now"], atol=0.01)
+
+
+def test_the_documentation_shows_the_recorded_run(recorded):
+    text = (CONTRAST.folder / "docs" / "README.md").read_text(encoding="utf-8").split("## Which contrast")[1]
+    rows = {
+        line.split(" | ")[0].strip("| "): [c.strip(" |") for c in line.split(" | ")[1:]] for line in text.splitlines()
+    }
+    seeds, folds = (recorded[name].unique().tolist() for name in ("case", "fold"))
+    assert (seeds, folds) == ([f"brain_{n}" for n in range(5000, 5008)], [f"fold_{n}" for n in range(5)])
+    present = recorded.dropna(subset="value")
+    means = present.groupby(["contrast", "sub_region"])["value"].mean().unstack()[list(REGIONS)]
+    for contrast in CONTRASTS:
+        assert rows[contrast] == [f"{value:.3f}" for value in means.loc[contrast]]
+    assert rows["cases with it"] == [str(present[present.sub_region == r]["case"].nunique()) for r in REGIONS]
+    orders = {region: planted_order(region) for region in REGIONS}
+    assert rows["planted order"] == [", ".join(orders[region]) for region in REGIONS]
+    wide = present.pivot(index=["sub_region", "case", "fold"], columns="contrast", values="value")[list(CONTRASTS)]
+    first, agreement, variance = [], [], []
+    for region, order in orders.items():
+        values = wide.loc[region]
+        first.append(f"{(values.idxmax(axis=1) == order[0]).mean():.0%}".replace("%", " %"))
+        ranks = values.rank(axis=1, ascending=False)
+        reference = np.array([order.index(name) + 1 for name in CONTRASTS])
+        agreement.append(f"{(1 - (ranks - reference).abs().sum(axis=1) / 8).mean():.2f}")
+        variance.append(f"{ranks.groupby('case').var().mean(axis=1).mean():.3f}")
+    assert rows["planted first contrast has the largest value"] == first
+    assert rows["agreement with the planted order (chance 0.375)"] == agreement
+    assert rows["rank variance over folds (chance 1.25)"] == variance
 
 
 def test_a_sub_region_that_a_case_does_not_have_has_no_value_and_a_reason(finished):
