@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from monai_segshap.cohort.matrix import ImportanceMatrix, check_kind
-from monai_segshap.cohort.regions import RegionMasks, _check_groups
+from monai_segshap.cohort.regions import RegionMasks, check_groups
 
 __all__ = ["join_maps", "local_importance", "measure_importance"]
 
@@ -156,7 +156,7 @@ def join_maps(
     """
     if len(names) != len(maps):
         raise ValueError(f"got {len(maps)} maps and {len(names)} names; expected one name for each map.")
-    _check_groups(groups, names, "class")
+    check_groups(groups, names, "class")
     owner = {member: name for name, members in groups.items() for member in members}
     merged: dict[str, list[int]] = {}
     for index, name in enumerate(names):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.heads import OutputHeads
 
-__all__ = ["RegionMasks"]
+__all__ = ["RegionMasks", "check_groups", "with_unions"]
 
 Volume: TypeAlias = NDArray[np.generic] | torch.Tensor
 Place: TypeAlias = tuple[int, tuple[int, ...]]
@@ -180,7 +180,7 @@ class RegionMasks:
         Raises:
             ValueError: for an unknown or missing member, or one that two groups would swallow.
         """
-        _check_groups(groups, self.names, "region")
+        check_groups(groups, self.names, "region")
         volumes = list(self.volumes)
         unions: dict[str, Place] = {}
         for name, members in groups.items():
@@ -192,7 +192,7 @@ class RegionMasks:
                 unions[name] = (len(volumes), (1,))
                 volumes.append(union.astype(np.uint8))
         entries = list(zip(self.names, self.places, strict=True))
-        ordered = entries + list(unions.items()) if keep else _replaced(entries, groups, unions)
+        ordered = entries + list(unions.items()) if keep else with_unions(entries, groups, unions)
         return RegionMasks(tuple(n for n, _ in ordered), tuple(p for _, p in ordered), tuple(volumes))
 
     def sums(self, weights: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64]:
@@ -211,7 +211,7 @@ class RegionMasks:
         return found
 
 
-def _replaced(
+def with_unions(
     entries: Sequence[tuple[str, Item]], groups: Mapping[str, Sequence[str]], unions: Mapping[str, Item]
 ) -> list[tuple[str, Item]]:
     """Entries in which each union stands where its first member stood."""
@@ -225,7 +225,7 @@ def _replaced(
     return list(ordered.items())
 
 
-def _check_groups(groups: Mapping[str, Sequence[str]], names: Sequence[str], what: str) -> None:
+def check_groups(groups: Mapping[str, Sequence[str]], names: Sequence[str], what: str) -> None:
     """Raise unless every group has members, all known, each in one group, and new names clash with nothing kept."""
     members = [member for group in groups.values() for member in group]
     unknown = sorted(set(members) - set(names))

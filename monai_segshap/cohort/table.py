@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_segshap.cohort.matrix import ImportanceMatrix, check_kind, check_values, column_name
-from monai_segshap.cohort.regions import _check_groups, _replaced
+from monai_segshap.cohort.regions import check_groups, with_unions
 
 __all__ = ["ImportanceTable"]
 
@@ -164,11 +164,11 @@ class ImportanceTable:
         """
         if self.variant != "mass":
             raise ValueError(f"the table holds {self.variant}; only masses of separate regions add up.")
-        _check_groups(groups, self.regions, "region")
+        check_groups(groups, self.regions, "region")
         columns = {name: self.values[:, :, n] for n, name in enumerate(self.regions)}
         unions = {n: np.sum([columns[member] for member in members], axis=0) for n, members in groups.items()}
         entries = list(columns.items())
-        ordered = entries + list(unions.items()) if keep else _replaced(entries, groups, unions)
+        ordered = entries + list(unions.items()) if keep else with_unions(entries, groups, unions)
         return replace(self, regions=tuple(n for n, _ in ordered), values=np.stack([v for _, v in ordered], axis=2))
 
     def enrichment(self, means: ImportanceTable) -> ImportanceTable:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import ImageMetaKey, MetricReduction, evenly_divisible_all_gather, string_list_all_gather
 
+from monai_segshap.files import write_whole
 from monai_segshap.running import case_name
 
 __all__ = ["CaseRow", "CaseTableMetric", "name_of_image"]
@@ -172,9 +173,7 @@ class CaseTableMetric(CumulativeIterationMetric):
         if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f".{place.name}.part")
-        frame.to_csv(unfinished, index=False)
-        return unfinished.replace(place)
+        return write_whole(place, frame.to_csv(index=False))
 
     def file_names(self, batch: Any = None) -> list[dict[str, str]]:
         """Names of the rows since the last call, as meta data: for ``MetricsSaver(batch_transform=metric.file_names)``.

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from monai_segshap.files import whole_file
 
 __all__ = ["ValueStore", "digest"]
 
@@ -99,16 +99,8 @@ class ValueStore:
         return self.folder / f"chunk_{chunk:06d}.npz"
 
     def _write(self, path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}_", suffix=".part", dir=self.folder)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                fill(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as partial, open(partial, "wb") as stream:
+            fill(stream)
 
     def _compare(self, manifest: Path) -> None:
         try:

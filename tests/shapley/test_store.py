@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from monai_segshap import files
 from monai_segshap.shapley import ValueStore, digest
 from monai_segshap.shapley import store as store_module
 
@@ -59,7 +60,7 @@ def test_a_full_disk_keeps_what_is_finished_and_leaves_nothing_else(where, tmp_p
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.np if where == "savez" else store_module.os, where, full)
+    monkeypatch.setattr(store_module.np if where == "savez" else files.os, where, full)
     with pytest.raises(OSError, match="No space left"):
         store.write(1, scores=np.ones(3))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -94,7 +95,7 @@ def test_a_note_on_a_full_disk_leaves_nothing_half_written(where, tmp_path, monk
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, where, full)
+    monkeypatch.setattr(files.os, where, full)
     for name in ("calibration", "another"):
         with pytest.raises(OSError, match="No space left"):
             store.write_note(name, {"passes": 8})
