@@ -174,7 +174,7 @@ class ContrastShapleyExplainer:
             masks = None if truth is None else truth_masks(self.sub_regions, truth, self.heads, n_channels)
             question = replace(question, truth=masks, prediction=logits)
         if self.progress:
-            self._announce(list(folds.values()), question.removal)
+            self._announce(case, list(folds.values()), question.removal)
         found, planned = [], sum(fold.planned for fold in folds.values())
         resumable = kept_when_interrupted(self.store.folder, "values of finished networks")
         with passes_bar(planned, self.progress and bool(folds), 1) as advance, resumable:
@@ -201,7 +201,8 @@ class ContrastShapleyExplainer:
         warnings = contrast_warnings(self.contrasts, live, record, unchecked)
         return _Question(case, started, None, None, record, live, warnings)
 
-    def _announce(self, folds: Sequence[PreparedFold], removal: Mapping[str, Any]) -> None:
+    def _announce(self, case: str, folds: Sequence[PreparedFold], removal: Mapping[str, Any]) -> None:
+        print(f"case {case}", flush=True)
         if folds:
             print(announce_contrasts(self.contrasts, self.sub_regions, self.scores, folds, removal), flush=True)
         known = len(self.networks) - len(folds)
