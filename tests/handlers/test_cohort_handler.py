@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,11 +17,12 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose
 
-from monai_segshap.cohort import RegionMasks, local_importance
+from monai_segshap.cohort import RegionMasks, local_importance, read_importances
 from monai_segshap.gradients import ClassOutputs, vanilla_gradient
 from monai_segshap.handlers import CohortHandler
 from monai_segshap.transforms import LocalImportanced, VoxelAttributionsd
 
+JOB = Path(__file__).with_name("ranks_cohort_job.py")
 SHAPE = (10, 9, 8)
 NAMES = ("background", "liver", "spleen")
 
@@ -69,7 +75,7 @@ def explain(network, stop_at=None, **options) -> Counted:
     return Counted(chain, stop_at)
 
 
-def evaluate(network, handler, cases=(0, 1, 2)) -> SupervisedEvaluator:
+def evaluator_of(network, handler, cases=(0, 1, 2)) -> SupervisedEvaluator:
     post = Compose([Activationsd("pred", softmax=True), AsDiscreted("pred", argmax=True)])
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -79,6 +85,11 @@ def evaluate(network, handler, cases=(0, 1, 2)) -> SupervisedEvaluator:
         postprocessing=post,
     )
     handler.attach(evaluator)
+    return evaluator
+
+
+def evaluate(network, handler, cases=(0, 1, 2)) -> SupervisedEvaluator:
+    evaluator = evaluator_of(network, handler, cases)
     evaluator.run()
     return evaluator
 
@@ -181,3 +192,28 @@ def test_a_cohort_of_which_nothing_is_explained_is_an_error(network, tmp_path, c
 def test_the_last_line_says_where_and_how_many(network, tmp_path, capsys):
     evaluate(network, CohortHandler(explain(network), tmp_path), cases=(0, 1))
     assert f"2 cases in {tmp_path}, 2 of them explained now" in capsys.readouterr().out
+
+
+@pytest.mark.xdist_group("ranks")
+def test_two_processes_write_a_file_each_and_the_first_analyzes_both(network, tmp_path):
+    torch.save(network, tmp_path / "network.pt")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [*launcher, str(JOB), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    evaluate(network, CohortHandler(explain(network), tmp_path / "alone", metadata_keys=["group"]))
+    alone = read_importances(tmp_path / "alone" / "importances.csv")
+    files = ["importances.rank0.csv", "importances.rank1.csv"]
+    said = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
+    assert said == {
+        "three_0": f"{[files]} ['case0', 'case2']",
+        "three_1": "[] ['case1']",
+        "one_0": f"{[files[:1]]} ['case0']",  # the other process has no case, and nobody waits for it
+        "one_1": "[] []",
+    }
+    both = read_importances([tmp_path / "three" / name for name in files])
+    assert sorted(both.cases) == sorted(alone.cases) == ["case0", "case1", "case2"]
+    for case in alone.cases:
+        found, expected_row = (t.values[t.cases.index(case)] for t in (both, alone))
+        np.testing.assert_allclose(found, expected_row, rtol=1e-6)
