@@ -106,6 +106,15 @@ class ReferenceRanking:
             )
         return np.array([place[name] for name in names])
 
+    def require_contrasts(self, contrasts: Sequence[str]) -> None:
+        """Raise unless every sub-region ranks these contrasts, so that a long run does not end with it.
+
+        Raises:
+            ValueError: see `ranks`.
+        """
+        for region in self.orders:
+            self.ranks(region, contrasts)
+
 
 def _order(region: str, listed: Any) -> Order:
     """Places of a ranking, checked.

@@ -228,6 +228,12 @@ def order_contrast_files(contrasts: Contrasts, files: Sequence[str | Path]) -> l
         ValueError: if a contrast has no file or several, or a file speaks of none of them.
     """
     expected = [canonical_contrast(name) for name in contrasts.channel_names]
+    nameless = [c for c, name in enumerate(expected) if not name]
+    if nameless:
+        raise ValueError(
+            f"the channel(s) {', '.join(map(str, nameless))} have no name ({contrasts.describe()}), so that files "
+            "can not be found by name; give channel_names, or a list of the files in the order of the channels."
+        )
     found: dict[str, list[str]] = {name: [] for name in expected}
     strange: list[str] = []
     for file in files:
@@ -235,7 +241,7 @@ def order_contrast_files(contrasts: Contrasts, files: Sequence[str | Path]) -> l
         found.get(name or "", strange).append(str(file))
     missing = [contrasts.channel_names[c] for c, name in enumerate(expected) if not found[name]]
     twice = [Path(file).name for group in found.values() if len(group) > 1 for file in group]
-    if missing or twice or strange or not all(expected):
+    if missing or twice or strange:
         raise ValueError(
             f"the files can not be ordered by contrast ({contrasts.describe()}): missing {missing}, several for one "
             f"contrast {twice}, of none of them {[Path(file).name for file in strange]}. {_WAY_OUT}"

@@ -205,12 +205,23 @@ def test_a_folder_of_2021_and_lists_in_any_form_give_the_same_values(finished, t
     entry = {**by_name, "label": files["label"], "case": "brain_5002"}
     (tmp_path / "list.json").write_text(json.dumps({"testing": [entry]}))
     weights = str(CONTRAST.folder / "models" / "fold_0.pt")
-    for number, datalist in enumerate([tmp_path / "data", tmp_path / "list.json"]):
-        found = run(tmp_path / f"out{number}", datalist=str(datalist), label_values="2021", checkpoints=weights)
+    forms = [(tmp_path / "data", "2021"), (tmp_path / "list.json", 2021)]  # a command line makes a number of it
+    for number, (datalist, year) in enumerate(forms):
+        found = run(tmp_path / f"out{number}", datalist=str(datalist), label_values=year, checkpoints=weights)
         np.testing.assert_array_equal(found["value"], expected["value"])
         pd.testing.assert_frame_equal(found, expected, check_dtype=False)
         assert not (tmp_path / f"out{number}" / "agreement.csv").exists()  # a reference for phantoms is none for others
         assert not (tmp_path / f"out{number}" / "stability.csv").exists()  # one fold
+
+
+def test_groups_of_channels_are_removed_together(tmp_path):
+    groups = {"T1": [0, 1], "T2": ["t2w", "t2f"]}
+    options = {"phantom_seeds": [5002], "folds": [0], "contrasts": groups, "channel_names": list(CONTRASTS)}
+    table = run(tmp_path / "out", sub_region_names=["WT"], **options)
+    assert table["contrast"].tolist() == ["T1", "T2"]
+    (found,) = read_contrasts(tmp_path / "out" / "cases" / "brain_5002")
+    assert found.contrasts.channels == ((0, 1), (2, 3))
+    assert table["value"].sum() == pytest.approx(table["full"][0] - table["empty"][0], abs=1e-12)
 
 
 def test_without_ground_truth_the_own_prediction_is_explained_and_dice_against_truth_is_refused(tmp_path):
@@ -250,9 +261,11 @@ def test_bad_cases_are_listed_and_the_others_explained(finished, tmp_path):
     [
         ({"checkpoints": "nowhere.pt"}, "cannot read network weights from nowhere.pt"),
         ({"reference": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"reference": "other.yaml"}, "the reference for 'WT' ranks t1c, t2f, the values are of t1n, t1c, t2w, t2f"),
         ({"datalist": "nowhere.json"}, "nowhere.json"),
         ({"contrasts": ["t1c", "t1n", "t2w", "t2f"]}, "channel 0 should be t1c, but t1n is t1n"),
         ({"contrasts": ["t1n", "t1c", "t2w"]}, "the contrasts describe 3 channels"),
+        ({"contrasts": {"T1": [0, 1], "T2": [2, 3]}}, "give channel_names"),
         ({"scores": ["iou"]}, "expected some of dice_truth"),
         ({"sub_region_names": ["liver"]}, "does not follow from the output channels"),
         ({"removal": "nothing"}, "unknown removal 'nothing'"),
@@ -260,6 +273,9 @@ def test_bad_cases_are_listed_and_the_others_explained(finished, tmp_path):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_options_are_named_before_anything_runs(options, message, finished, tmp_path):
+    (tmp_path / "other.yaml").write_text("source: an example\nregions:\n  WT: [t1c, t2f]\n")
+    if options.get("reference") == "other.yaml":
+        options = {"reference": str(tmp_path / "other.yaml")}
     with pytest.raises(Exception, match=r".") as caught:
         run(copied(finished, tmp_path), **FEW, **options)
     assert any(message in text for text in reasons(caught.value)), reasons(caught.value)

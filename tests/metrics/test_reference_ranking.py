@@ -86,3 +86,10 @@ def test_without_pyyaml_the_way_out_is_named(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError, match=r"monai_segshap\[bundle\]"):
         ReferenceRanking.read(write(TEXT))
+
+
+def test_contrasts_can_be_checked_for_all_sub_regions_at_once():
+    ranking = ReferenceRanking({"ET": ["t1c", "t2f"], "WT": ["FLAIR", "t1ce"]}, "an example")
+    ranking.require_contrasts(["t2f", "t1c"])
+    with pytest.raises(ValueError, match=r"not in the file \['t2w'\], without a value \['t2f'\]"):
+        ranking.require_contrasts(["t1c", "t2w"])

@@ -90,7 +90,7 @@ class SubRegion:
 def tumor_sub_regions(
     names: Sequence[str] = ("TC", "WT", "ET"),
     output_channels: Sequence[str] = ("TC", "WT", "ET"),
-    label_values: str | Mapping[str, int] = "2023",
+    label_values: str | int | Mapping[str, int] = "2023",
 ) -> tuple[SubRegion, ...]:
     """Sub-regions of a glioma from the names of a network's output channels.
 
@@ -102,8 +102,8 @@ def tumor_sub_regions(
         names: some of "TC", "WT", "ET", "NCR" (necrosis and, before 2023, non-enhancing tumor), "ED" (edema).
         output_channels: names of the network's output channels in their order, for example ("TC", "WT", "ET") for the
             sigmoid heads of MONAI's bundles, or ("background", "NCR", "ED", "ET") for softmax.
-        label_values: values of the ground truth's label map: "2021" (ET is 4, BraTS 2012 to 2021), "2023" (ET is 3), or
-            a mapping of NCR, ED and ET (and others that may occur) to values.
+        label_values: values of the ground truth's label map: "2021" (ET is 4, BraTS 2012 to 2021), "2023" (ET is 3),
+            also as numbers, or a mapping of NCR, ED and ET (and others that may occur) to values.
 
     Raises:
         ValueError: for an unknown name, or one that does not follow from the output channels.
@@ -112,7 +112,10 @@ def tumor_sub_regions(
         >>> [(region.channels, region.without) for region in tumor_sub_regions(("NCR", "ED", "ET"))]
         [((0,), (2,)), ((1,), (0, 2)), ((2,), ())]
     """
-    values = TUMOR_LABELS.get(label_values) if isinstance(label_values, str) else dict(label_values)
+    if isinstance(label_values, Mapping):
+        values: Mapping[str, int] | None = dict(label_values)
+    else:
+        values = TUMOR_LABELS.get(str(label_values))  # a command line makes numbers of years
     if values is None or not {"NCR", "ED", "ET"} <= set(values):
         raise ValueError(
             f"label values {label_values!r}; expected {' or '.join(map(repr, TUMOR_LABELS))}, or the values of NCR, ED "
