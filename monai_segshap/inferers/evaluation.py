@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_segshap.inferers.contents import WindowContents
 from monai_segshap.inferers.images import PerturbedImages
 from monai_segshap.inferers.jobs import ForwardCounts, Incidence, JobPlan, compute_incidence, count_forwards, plan_jobs
 from monai_segshap.inferers.passes import NetworkPasses
@@ -124,11 +125,7 @@ class CoalitionEvaluator:
         self.incidence: Incidence = incidence.restricted_to(self.visible)
         self.library_sizes = plan.batch_sizes[active]
         self.run_sizes = self.library_sizes
-        self._image = plan.pad(image.as_subclass(torch.Tensor), as_image=True).to(self.device)
-        self._fill = plan.pad(fill.as_subclass(torch.Tensor), as_image=False).to(self.device)
-        number = torch.from_numpy(np.concatenate([[0], np.cumsum(self.visible) * self.visible]))
-        shared = labels[None] if labels.ndim == 3 else labels  # (1 or C, H, W, D)
-        self._labels = plan.pad(number[shared.to(torch.int64)], as_image=False).to(self.device)
+        self._contents = WindowContents(plan, image, labels, fill, self.visible, self.device, perturbed)
         self._scratch: torch.Tensor | None = None
         self._cuts = [[_cut(plan, int(w), box) for box in boxes] for w in active]
         self._box_shapes = [tuple(h - lo + 1 for lo, h in zip(*box, strict=True)) for box in boxes]
@@ -161,8 +158,8 @@ class CoalitionEvaluator:
     @property
     def image_bytes(self) -> int:
         """Bytes of image, replacement, units and weights on the device."""
-        held = (self._image, self._image, self._fill, self._labels, self._weight)  # one more image for batches of one
-        return sum(t.element_size() * t.numel() for t in held)
+        # one more image for batches of one
+        return self._contents.n_bytes + _bytes([self._contents.image, self._weight])
 
     def use_batch_sizes(self, sizes: Mapping[int, int]) -> None:
         """Run windows in other batches than the library.
@@ -181,7 +178,7 @@ class CoalitionEvaluator:
         """
         if rows.ndim != 2 or rows.shape[1] != self.n_units:
             raise ValueError(f"coalitions have shape {rows.shape}; expected (K, {self.n_units}).")
-        itemsize = self._image.element_size()
+        itemsize = self._contents.image.element_size()
         jobs = plan_jobs(
             rows,
             self.incidence,
@@ -236,37 +233,36 @@ class CoalitionEvaluator:
     def windows(self, evaluation: EvaluationPlan, jobs: Sequence[int]) -> torch.Tensor:
         """Input windows (B, C, *roi) of some jobs, in the memory layout in which the library sends them."""
         windows, rows = evaluation.jobs.windows, evaluation.jobs.rows
-        contents = [self._content(int(windows[job]), evaluation.rows[rows[job]]) for job in jobs]
         if len(jobs) > 1 or self.plan.contiguous:
-            return torch.stack(contents)
+            made = self._empty(len(jobs))
+            for position, job in enumerate(jobs):
+                self._write(made[position], int(windows[job]), evaluation.rows[rows[job]])
+            return made
         # a batch of one is a view of the image there, and reductions round by the strides
         if self._scratch is None:
-            self._scratch = torch.empty_like(self._image)
-        place = (slice(None), *self.plan.window_slices(int(self.incidence.active[int(windows[jobs[0]])])))
-        self._scratch[place] = contents[0]
-        return self._scratch[place][None]
+            self._scratch = torch.empty_like(self._contents.image)
+        (job,) = jobs
+        place = (slice(None), *self.plan.window_slices(int(self.incidence.active[int(windows[job])])))
+        part = self._scratch[place]
+        self._write(part, int(windows[job]), evaluation.rows[rows[job]])
+        return part[None]
 
-    def _content(self, active: int, row: NDArray[np.bool_]) -> torch.Tensor:
-        part = self.plan.window_slices(int(self.incidence.active[active]))
-        if self.perturbed is not None:
-            kept_units = np.ones(len(self.visible), dtype=bool)
-            kept_units[self.visible] = row
-            h, w, d = part
-            return self.plan.pad(self.perturbed(kept_units), as_image=True)[:, h, w, d].to(self.device)
-        keep = torch.ones(self.n_units + 1, dtype=torch.bool)
-        keep[1:] = torch.from_numpy(np.ascontiguousarray(row))
-        place = (slice(None), *part)
-        kept = keep.to(self.device)[self._labels[place]]
-        return torch.where(kept, self._image[place], self._fill[place])
+    def _empty(self, n: int) -> torch.Tensor:
+        image = self._contents.image
+        return torch.empty((n, len(image), *self.plan.roi_size), dtype=image.dtype, device=image.device)
+
+    def _write(self, out: torch.Tensor, active: int, row: NDArray[np.bool_]) -> None:
+        self._contents.write(out, int(self.incidence.active[active]), row)
 
     def _find_twins(self) -> NDArray[np.int64]:
         """For each active window the first one with the same content, all units removed, and the same part to keep."""
         none = np.zeros(self.n_units, dtype=bool)
         known: dict[Any, int] = {}
-        found = []
+        found, (window,) = [], self._empty(1)
         for a, cuts in enumerate(self._cuts):
             inside = str([None if cut is None else cut[0] for cut in cuts])
-            key = (digest(self._content(a, none).cpu().numpy()), inside)
+            self._write(window, a, none)
+            key = (digest(window.cpu().numpy()), inside)
             found.append(known.setdefault(key, a))
         return np.array(found, dtype=np.int64)
 
@@ -290,7 +286,7 @@ class CoalitionEvaluator:
                 continue
             place = (slice(None), *cut[0])
             inside = logits[place].clone()
-            inside *= self._weight[cut[0]]
+            inside *= self._weight[cut[0]]  # in the dtype of the logits, as the library does
             cuts.append(inside.to(self.stitch_device))
         return cuts
 

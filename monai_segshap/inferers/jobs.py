@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monai_segshap.inferers.window_plan import WindowPlan
 
-__all__ = ["ForwardCounts", "Incidence", "JobPlan", "compute_incidence", "count_forwards", "plan_jobs"]
+__all__ = ["ForwardCounts", "Incidence", "JobPlan", "channel_units", "compute_incidence", "count_forwards", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class Incidence:
         return Incidence(self.active, self.live[:, units], self.member[:, units])
 
 
+def channel_units(labels: torch.Tensor) -> NDArray[np.int64] | None:
+    """The unit of each channel, int64 (C,), where units own whole channels; None where they own single voxels.
+
+    Args:
+        labels: int (H, W, D), or (C, H, W, D), which may be an expanded view.
+    """
+    if labels.ndim != 4:
+        return None
+    low, high = labels.amin(dim=(1, 2, 3)), labels.amax(dim=(1, 2, 3))
+    return low.cpu().numpy().astype(np.int64) if torch.equal(low, high) else None
+
+
 def compute_incidence(
     plan: WindowPlan,
     active: NDArray[np.int64],
@@ -60,6 +72,9 @@ def compute_incidence(
         the incidence. A unit that equals its replacement in a window does not count as live there.
     """
     differs = image != fill
+    owners = channel_units(labels)
+    if owners is not None:
+        return _incidence_of_channels(plan, active, owners, differs, n_units)
     if labels.ndim == 3:
         labels, differs = labels[None], differs.any(dim=0, keepdim=True)
     padded = plan.pad(labels.cpu(), as_image=False).numpy()
@@ -73,6 +88,25 @@ def compute_incidence(
         member[window] = np.bincount(inside.ravel(), minlength=n_units + 1)[1:] > 0
         if window in position:
             live[position[window]] = np.bincount(inside[changed[part]], minlength=n_units + 1)[1:] > 0
+    return Incidence(active, live, member)
+
+
+def _incidence_of_channels(
+    plan: WindowPlan, active: NDArray[np.int64], owners: NDArray[np.int64], differs: torch.Tensor, n_units: int
+) -> Incidence:
+    """The same where units own whole channels: every window that holds a voxel of the image has all of them."""
+    changed = plan.pad(differs.cpu().to(torch.uint8), as_image=False).numpy()
+    inside = plan.pad(torch.ones((1, *plan.image_shape), dtype=torch.uint8), as_image=False).numpy()
+    owned = owners > 0
+    member = np.zeros((plan.n_windows, n_units), dtype=bool)
+    live = np.zeros((len(active), n_units), dtype=bool)
+    for window in range(plan.n_windows):
+        part = (slice(None), *plan.window_slices(window))
+        member[window, owners[owned] - 1] = inside[part].any()
+    for position, window in enumerate(active):
+        part = (slice(None), *plan.window_slices(int(window)))
+        touched = owned & changed[part].any(axis=(1, 2, 3))
+        live[position, owners[touched] - 1] = True
     return Incidence(active, live, member)
 
 

@@ -214,6 +214,15 @@ def test_a_folder_of_2021_and_lists_in_any_form_give_the_same_values(finished, t
         assert not (tmp_path / f"out{number}" / "stability.csv").exists()  # one fold
 
 
+def test_the_command_works_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONTRAST.config, "--output_dir", "out"]
+    command += ["--phantom_seeds", "[5002]", "--folds", "[0]", "--sub_region_names", "[WT]", "--progress", "False"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "summary.md").is_file()
+    assert "VISIBILITY" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+
+
 def test_groups_of_channels_are_removed_together(tmp_path):
     groups = {"T1": [0, 1], "T2": ["t2w", "t2f"]}
     options = {"phantom_seeds": [5002], "folds": [0], "contrasts": groups, "channel_names": list(CONTRASTS)}

@@ -78,6 +78,29 @@ def test_values_and_the_table_equal_a_direct_loop(make_network, kind):
     assert found.forwards.run == found.forwards.planned < found.forwards.naive
 
 
+@pytest.mark.parametrize("padding", ["constant", "reflect"])
+def test_an_image_smaller_than_the_window_is_padded_as_the_library_pads(make_network, padding):
+    network, image, label = make_network("conv", in_channels=4), make_image()[:, :6], make_label()[:, :6]
+    inferer = SlidingWindowInferer(**INFERER, padding_mode=padding, cval=0.5 if padding == "constant" else 0.0)
+    removal = dict(zip(NAMES, (0.3, -0.2, 0.1, 0.4), strict=True))
+    found = ContrastShapleyExplainer(
+        network, inferer, NAMES, tumor_sub_regions(), ("dice_truth", "class_output"), removal=removal, progress=False
+    )(image, label)[0]
+    for mask in (0, 5, 10, 15):
+        changed = image.clone()
+        for channel in range(4):
+            if not mask >> channel & 1:
+                changed[channel] = removal[NAMES[channel]]
+        with torch.no_grad():
+            logits = inferer(changed[None], network)[0]
+        if mask == 0:
+            with torch.no_grad():
+                reference = inferer(image[None], network)[0] > 0
+        for s in range(3):
+            expected = logits[s][reference[s]].double().sum() / logits[s].numel() if reference[s].any() else np.nan
+            assert found.coalition_scores[1, mask, s] == pytest.approx(float(expected), abs=1e-9, nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("name", "removal"),
     [
