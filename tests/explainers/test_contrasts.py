@@ -119,6 +119,13 @@ def test_every_removal_is_what_it_says(make_network, name, removal):
     np.testing.assert_allclose(found.coalition_scores[0], by_bit_mask(table), atol=1e-12)
     np.testing.assert_allclose(found.of("dice_truth"), shapley(table), atol=1e-12)
     assert found.removal["kind"] == {"noise": "channel_noise", "numbers": "constant"}.get(name, "channel_mean")
+    words = {
+        "channel_mean": "channel_mean of nonzero voxels",
+        "channel_mean_all": "channel_mean of all voxels",
+        "noise": "channel_noise of nonzero voxels, seed 0",
+        "numbers": "constant [0.3, -0.2, 0.1, 0.0]",
+    }
+    assert set(found.table()["removal"]) == {words[name]}
     assert found.removal["contrasts"]["t1c"]["mean"] == pytest.approx(
         float(replacement_of(name, image)[0].mean()), abs=1e-6
     )

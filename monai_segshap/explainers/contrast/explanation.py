@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from monai_segshap.explainers.contrast.removal import removal_words
 from monai_segshap.explainers.contrast.sub_regions import SubRegion
 from monai_segshap.inferers import ForwardCounts
 from monai_segshap.shapley import all_coalitions
@@ -108,8 +109,7 @@ class ContrastExplanation:
     @property
     def removed(self) -> str:
         """What removed contrasts became, in words."""
-        value = self.removal.get("network_value")
-        return str(self.removal["kind"]) + ("" if value is None else f" {value}")
+        return removal_words(self.removal)
 
     @property
     def sub_region_names(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from monai_segshap.explainers.contrast.removal import removal_words
 from monai_segshap.explainers.contrast.sub_regions import SubRegion
 from monai_segshap.explainers.contrast.sweep import PreparedFold
 from monai_segshap.units.contrasts import Contrasts, check_contrast_sources
@@ -40,7 +41,6 @@ def announce_contrasts(
     """
     first, n_windows = folds[0], folds[0].evaluator.plan.n_windows
     naive, planned = n_windows * 2**contrasts.n_contrasts, sum(fold.planned for fold in folds)
-    value = removal.get("network_value")
     seconds = sum(fold.planned * fold.calibration.seconds_per_window for fold in folds)
     batches = {f"{used} (library: {size})" for fold in folds for size, used in fold.calibration.batch_sizes.items()}
     same = all(fold.calibration.same_bits for fold in folds)
@@ -49,7 +49,7 @@ def announce_contrasts(
     fused = voxels * first.evaluator.plan.folds * first.evaluator.plan.weight.element_size()
     lines = [
         f"{contrasts.n_contrasts} contrasts: {contrasts.describe()}",
-        f"removed: {removal['kind']}" + (f" {value}" if value is not None else ""),
+        f"removed: {removal_words(removal)}",
         f"all {2**contrasts.n_contrasts} coalitions, exact; {', '.join(scores)} of "
         f"{', '.join(region.name for region in sub_regions)}",
         f"{len(folds)} network(s): {n_windows} windows, naive {naive * len(folds)} passes, planned {planned}; "

@@ -11,7 +11,7 @@ import torch
 from monai_segshap.perturbation import Baseline, ChannelMeanBaseline, ChannelNoiseBaseline, ConstantBaseline
 from monai_segshap.units.contrasts import Contrasts, canonical_contrast
 
-__all__ = ["REMOVALS", "removal_baseline", "removal_record"]
+__all__ = ["REMOVALS", "removal_baseline", "removal_record", "removal_words"]
 
 #: Removals by name.
 REMOVALS: dict[str, Baseline] = {
@@ -67,6 +67,16 @@ def removal_baseline(removal: Any, contrasts: Contrasts) -> Baseline:
     if isinstance(removal, (int, float)) and not isinstance(removal, bool):
         return ConstantBaseline(float(removal))
     raise ValueError(f"removal is {removal!r}; expected one of {', '.join(REMOVALS)}, numbers, or a Baseline.")
+
+
+def removal_words(removal: Mapping[str, Any]) -> str:
+    """What removed contrasts became, on one line: "constant 0.0", "channel_noise of nonzero voxels, seed 0"."""
+    words = str(removal["kind"])
+    if removal.get("network_value") is not None:
+        words += f" {removal['network_value']}"
+    if "voxels" in removal:
+        words += f" of {removal['voxels']} voxels"
+    return words + (f", seed {removal['seed']}" if "seed" in removal else "")
 
 
 def removal_record(baseline: Baseline, contrasts: Contrasts, image: torch.Tensor, fill: torch.Tensor) -> dict[str, Any]:
