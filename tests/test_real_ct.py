@@ -89,7 +89,7 @@ def explain(tmp_path, settings, **override):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("units", "budget"), [("organs", 120), ("fcc", 700), ("hybrid", 1000)])
+@pytest.mark.parametrize(("units", "budget"), [("organs", 120), ("fcc", 350), ("hybrid", 450)])
 def test_spleen_and_a_false_positive_region(units, budget, tmp_path, settings, script_logits):
     out = explain(
         tmp_path,

@@ -23,6 +23,8 @@ from monai.bundle import ConfigParser
 from monai_segshap.explainers import read_contrasts
 from monai_segshap.phantoms import CONTRASTS, brain_phantom, planted_order
 
+pytestmark = pytest.mark.xdist_group("test_contrast_inference")
+
 CONTRAST = BundleUnderTest("contrast_shapley")
 CASES = ("brain_5000", "brain_5002")
 FEW = {"phantom_seeds": [5000, 5002], "folds": [0, 1]}
@@ -297,7 +299,6 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     assert any("belongs to another network than UNet" in text for text in reasons(caught.value))
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_processes_explain_their_own_cases_into_one_table(finished, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(finished[0] / "phantoms", folder / "phantoms")

@@ -69,8 +69,9 @@ def recorded() -> dict[str, Any]:
 
 
 def table_rows(first: str) -> list[list[str]]:
-    """Cells of the rows of the documentation whose first cell begins with a text, or with a pattern."""
-    rows = re.findall(rf"^\| ({first}[^|]*) \|(.*)\|$", README.read_text(encoding="utf-8"), flags=re.M)
+    """Cells of the rows of the documentation, up to the explanations, whose first cell begins with a pattern."""
+    text = README.read_text(encoding="utf-8").split("## Which contrast")[0]
+    rows = re.findall(rf"^\| ({first}[^|]*) \|(.*)\|$", text, flags=re.M)
     return [[name, *(cell.strip() for cell in rest.split("|"))] for name, rest in rows]
 
 

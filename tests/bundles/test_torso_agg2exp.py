@@ -20,6 +20,8 @@ from monai_segshap.cohort import VARIANTS, column_name, read_importances
 from monai_segshap.networks import load_weights
 from monai_segshap.phantoms import TWINS_CLASS_NAMES, twins_phantom
 
+pytestmark = pytest.mark.xdist_group("test_torso_agg2exp")
+
 AGG2EXP = BundleUnderTest("torso_agg2exp")
 CLASSES = TWINS_CLASS_NAMES
 FEW = {"method_options": {"n": 2}, "abnormal_seeds": "$range(2000, 2003)", "reference_seeds": "$range(3000, 3002)"}
