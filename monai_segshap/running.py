@@ -28,6 +28,7 @@ __all__ = [
     "list_cases",
     "local_device",
     "read_datalist",
+    "require_distinct_cases",
     "root_cause",
     "run_evaluator",
 ]
@@ -80,13 +81,22 @@ def list_cases(
             f"got {len(paths)} images, {len(maps)} organ maps and {len(chosen)} case names; expected at least one "
             "image and equal numbers."
         )
-    twice = [name for name, count in Counter(map(str, chosen)).items() if count > 1]
-    if twice:
-        raise ValueError(f"several cases are named {', '.join(twice)}; give each one a name of its own (case).")
+    require_distinct_cases(chosen)
     return [
         {"image": str(image), "case": str(name)} | ({"organs": str(labels)} if labels is not None else {})
         for image, labels, name in zip(paths, maps, chosen, strict=True)
     ]
+
+
+def require_distinct_cases(names: Sequence[Any]) -> None:
+    """Raise if two cases have one name: their results would go to one folder.
+
+    Raises:
+        ValueError: with these names.
+    """
+    twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
+    if twice:
+        raise ValueError(f"several cases are named {', '.join(twice)}; give each one a name of its own (case).")
 
 
 def read_datalist(

@@ -1,7 +1,7 @@
 # Copyright (c) monai_segshap contributors. Licensed under the Apache License, Version 2.0.
 """Exact Shapley values of contrasts by a direct loop: 16 passes of MONAI's plain inferer, then all 24 orders.
 
-Nothing of the package but the phantom is used. Names of tests are unique, so this file is imported by its path.
+Nothing of the package but the phantom is used.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_segshap.running import datalist_entries, file_stem
+from monai_segshap.running import datalist_entries, file_stem, require_distinct_cases
 from monai_segshap.units.contrasts import Contrasts, canonical_contrast, contrast_of_file, order_contrast_files
 
 __all__ = ["read_contrast_cases"]
@@ -47,9 +46,7 @@ def read_contrast_cases(source: str | Path | Sequence[Mapping[str, Any]], contra
     else:
         entries, folder, named = datalist_entries(source)
         cases = [_case(entry, folder, units, f"entry {n} of the data list {named}") for n, entry in enumerate(entries)]
-    twice = [name for name, count in Counter(case["case"] for case in cases).items() if count > 1]
-    if twice:
-        raise ValueError(f"several cases are named {', '.join(twice)}; give each one a name of its own (case).")
+    require_distinct_cases([case["case"] for case in cases])
     return cases
 
 

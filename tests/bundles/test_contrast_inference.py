@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import contrast_oracle as oracle
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ import pytest
 import torch
 from bundle_checks import ROOT, BundleUnderTest, reasons
 from monai.bundle import ConfigParser
+from processes import run_processes
 
 from monai_segshap.explainers import read_contrasts
 from monai_segshap.phantoms import CONTRASTS, brain_phantom, planted_order
@@ -34,19 +34,6 @@ REPORT = {
     *(f"{name}.png" for name in ("values", "ranks", "agreement", "stability")),
     "summary.md",
 }
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(scope="module")
-def oracle() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contrast_oracle", ROOT / "tests" / "contrast_oracle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +96,7 @@ def test_the_command_writes_values_pictures_and_a_summary(finished):
         assert not any("no file name or metadata" in w for one in found for w in one.warnings)  # names were checked
 
 
-def test_values_are_those_of_a_direct_loop_over_16_inferences(finished, oracle):
+def test_values_are_those_of_a_direct_loop_over_16_inferences(finished):
     phantom = brain_phantom(5002)
     direct = oracle.coalition_dice(
         oracle.fold_network(CONTRAST.folder / "models" / "fold_1.pt"), phantom.image, phantom.targets
@@ -302,13 +289,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 def test_two_processes_explain_their_own_cases_into_one_table(finished, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(finished[0] / "phantoms", folder / "phantoms")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command += ["monai.bundle", "run", "--config_file", "bundles/contrast_shapley/configs/inference.yaml"]
-    command += ["--output_dir", str(folder), "--device", "cpu"]
-    command += ["--phantom_seeds", str(FEW["phantom_seeds"]), "--folds", "[1]", "--progress", "False"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["-m", "monai.bundle", "run", "--config_file", "bundles/contrast_shapley/configs/inference.yaml"]
+    command += ["--output_dir", folder, "--device", "cpu", "--progress", "False"]
+    run_processes([*command, "--phantom_seeds", FEW["phantom_seeds"], "--folds", [1]], cwd=ROOT, timeout=500)
     report = REPORT - {"stability.csv", "stability.png"}  # one fold
     assert {path.name for path in folder.iterdir()} == report | {"cases", "evaluations", "phantoms"}
     expected = pd.read_csv(finished[0] / "contrasts.csv").query("fold == 'fold_1'").reset_index(drop=True)

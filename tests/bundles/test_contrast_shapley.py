@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import contrast_oracle as oracle
 import numpy as np
 import pytest
 import torch
-from bundle_checks import ROOT, BundleUnderTest
+from bundle_checks import BundleUnderTest
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.inferers import SlidingWindowInferer
 
@@ -48,19 +47,6 @@ class FoldUnderTest(BundleUnderTest):
 CONTRAST = FoldUnderTest()
 WEIGHTS = [FoldUnderTest(fold=fold).weights for fold in FOLDS]
 README = CONTRAST.folder / "docs" / "README.md"
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(scope="module")
-def oracle() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contrast_oracle", ROOT / "tests" / "contrast_oracle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +85,7 @@ def test_network_input_and_output_are_as_the_metadata_says():
     CONTRAST.check_network(inputs=4, outputs=3)
 
 
-def test_network_exports_to_torchscript(tmp_path, oracle):
+def test_network_exports_to_torchscript(tmp_path):
     file = tmp_path / "model.ts"
     parts = {"ckpt_file": str(WEIGHTS[1]), "meta_file": CONTRAST.meta, "config_file": CONTRAST.config}
     ckpt_export(net_id="network_def", filepath=str(file), **parts)
@@ -108,7 +94,7 @@ def test_network_exports_to_torchscript(tmp_path, oracle):
         torch.testing.assert_close(torch.jit.load(str(file))(x), oracle.fold_network(WEIGHTS[1])(x))
 
 
-def test_training_and_evaluation_have_one_network_and_one_sliding_window(oracle):
+def test_training_and_evaluation_have_one_network_and_one_sliding_window():
     train, evaluate = (
         ConfigParser.load_config_file(str(CONTRAST.folder / "configs" / f"{name}.yaml"))
         for name in ("train", "evaluate")
@@ -218,7 +204,7 @@ def test_the_evaluation_gives_the_recorded_dice(tmp_path, recorded):
 
 
 @pytest.mark.parametrize("fold", [0, 2, 4])
-def test_shipped_weights_reach_the_recorded_dice_without_the_bundle(fold, recorded, oracle):
+def test_shipped_weights_reach_the_recorded_dice_without_the_bundle(fold, recorded):
     """Network, normalization, orientation and sub-regions written down again."""
     case = next(row for row in recorded["cases"] if row["fold"] == fold)
     phantom = brain_phantom(case["case"])
@@ -233,7 +219,7 @@ def test_shipped_weights_reach_the_recorded_dice_without_the_bundle(fold, record
             assert case[name] is None
 
 
-def test_networks_rest_on_the_planted_contrast(oracle):
+def test_networks_rest_on_the_planted_contrast():
     """One unseen case with all sub-regions: the most visible contrast has the largest value where it must."""
     phantom = brain_phantom(5002)
     assert phantom.tumor.sub_regions == ("NCR", "ED", "ET")
@@ -248,7 +234,7 @@ def test_networks_rest_on_the_planted_contrast(oracle):
         assert CONTRASTS[int(np.argmax(values[name]))] == planted_order(name)[0], name
 
 
-def test_dice_of_an_absent_sub_region_is_undefined(oracle):
+def test_dice_of_an_absent_sub_region_is_undefined():
     nothing = np.zeros((2, 2, 2), bool)
     assert math.isnan(oracle.dice(nothing, nothing))
     assert oracle.dice(~nothing, nothing) == 0.0

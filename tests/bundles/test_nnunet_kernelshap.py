@@ -36,11 +36,6 @@ REAL_CT = Path(os.environ.get("SEGSHAP_CT", ROOT.parent / "shared" / "ct"))
 ORGANS = {"1": "liver", "2": "spleen", "3": "kidney"}
 
 
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 @pytest.fixture
 def organs(tiny_case, tmp_path):
     """The label map of the tiny case with its names."""

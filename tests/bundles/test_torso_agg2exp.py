@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bundle_checks import ROOT, BundleUnderTest, reasons
+from bundle_checks import BundleUnderTest, reasons
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 
@@ -31,11 +31,6 @@ REPORT = {
     *(f"{name}.png" for name in ("matrix", "graph", "boxplots", "context_use", "outliers")),
     "summary.md",
 }
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="module")

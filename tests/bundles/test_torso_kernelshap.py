@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +14,7 @@ import torch
 from bundle_checks import ROOT, BundleUnderTest, reasons
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch
+from processes import run_processes
 
 from monai_segshap.networks import load_weights
 from monai_segshap.phantoms import CLASS_NAMES, ORGAN_NAMES, torso_phantom
@@ -24,11 +22,6 @@ from monai_segshap.transforms import UnitsOfKindd
 from monai_segshap.units import Partition
 
 TORSO = BundleUnderTest("torso_kernelshap")
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
@@ -265,14 +258,8 @@ def test_a_cohort_is_shared_out_by_cases(tmp_path):
         "method": "kernelshap",
         "budget": "70",
     }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "monai.bundle", "run", "--config_file", TORSO.config]
-    for name, value in options.items():
-        command += [f"--{name}", value]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = run_processes(["-m", "monai.bundle", "run", "--config_file", TORSO.config, *flags], cwd=ROOT)
     folders = sorted(p.parent.name for p in (tmp_path / "out").glob("*/explanation.json"))
     assert folders == ["patient_3_ct", "patient_4_ct", "patient_5_ct"]
     assert done.stdout.count("22 organ units: ") == 3

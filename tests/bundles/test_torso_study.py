@@ -31,11 +31,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 def command_line(output_dir, **options):
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(FILES)]
     for name, value in {**SMALL, "output_dir": str(output_dir), **options}.items():

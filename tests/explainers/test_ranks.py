@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_processes
 from ranks_exchange_job import TEXT, rows_of
 
 from monai_segshap.explainers.ranks import RANKS, Ranks
@@ -41,15 +39,7 @@ def test_another_way_is_refused_with_those_allowed(how):
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, str(JOB), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes([JOB, folder])
     return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose
+from processes import run_processes
 
 from monai_segshap.cohort import RegionMasks, local_importance, read_importances
 from monai_segshap.gradients import ClassOutputs, vanilla_gradient
@@ -197,11 +195,7 @@ def test_the_last_line_says_where_and_how_many(network, tmp_path, capsys):
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_write_a_file_each_and_the_first_analyzes_both(network, tmp_path):
     torch.save(network, tmp_path / "network.pt")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [*launcher, str(JOB), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes([JOB, tmp_path])
     evaluate(network, CohortHandler(explain(network), tmp_path / "alone", metadata_keys=["group"]))
     alone = read_importances(tmp_path / "alone" / "importances.csv")
     files = ["importances.rank0.csv", "importances.rank1.csv"]

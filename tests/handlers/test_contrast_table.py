@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose
+from processes import run_processes
 
 from monai_segshap.explainers import contrast_values, tumor_sub_regions
 from monai_segshap.handlers import ContrastTableHandler, ExplanationHandler
@@ -160,11 +158,7 @@ def test_cases_that_can_not_be_explained_are_listed_and_none_at_all_is_an_error(
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_make_one_table_also_if_one_has_no_case(networks, tmp_path):
     torch.save(networks, tmp_path / "networks.pt")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [*launcher, str(JOB), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes([JOB, tmp_path])
     engine = evaluator(networks)
     ExplanationHandler(contrasts_of(networks), key="contrast_explanations").attach(engine)
     ContrastTableHandler().attach(engine)

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from evaluated_files import alone, evaluator, explain, network, write_files
+from processes import run_processes
 
 from monai_segshap.handlers import ExplanationHandler, ExplanationSaver, explanation_rows
 from monai_segshap.handlers.saver import _own_folder
@@ -181,11 +179,7 @@ def test_two_processes_explain_their_own_cases_and_one_writes_the_table(net, tmp
     files = write_files(tmp_path, names)
     (tmp_path / "files.json").write_text(json.dumps(files), encoding="utf-8")
     out = tmp_path / "out"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(JOB), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes([JOB, tmp_path])
     table = pd.read_csv(out / "explanations.csv")
     assert table["folder"].value_counts().to_dict() == dict.fromkeys(["a", "b", "ct", "ct_2", "e"], 2)
     owners = {}

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MetricsSaver, from_engine
 from monai.inferers import SlidingWindowInferer
+from processes import run_processes
 
 from monai_segshap.explainers import contrast_values, tumor_sub_regions
 from monai_segshap.handlers import ContrastTableHandler, ExplanationHandler, ExplanationMetricHandler
@@ -214,15 +212,7 @@ def test_both_follow_a_transform_in_the_post_processing(networks, alone):
 
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_report_what_one_would(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, str(JOB), str(tmp_path), str(JOB.parents[1]), "3", "1"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes([JOB, tmp_path, JOB.parents[1], 3, 1])
     reference = ReferenceRanking(ORDERS, "for this test")
     cases = [explanations_of(n) for n in range(4)]
     by_fold = np.array(

@@ -38,6 +38,7 @@ from monai_segshap.explainers.sweep import kept_when_interrupted, passes_bar
 from monai_segshap.geometry import current_grid, require_finite
 from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator, ForwardCounts, check_batch_size, window_plan_of
+from monai_segshap.networks import weights_digest
 from monai_segshap.numerics import NumericMode
 from monai_segshap.shapley import exact_shapley
 from monai_segshap.units.contrasts import Contrasts
@@ -220,13 +221,11 @@ class ContrastShapleyExplainer:
         """Of each network; nobody needs the digests where nothing is stored."""
         if self.store.folder is None:
             return [{} for _ in self.networks]
-        return [
-            contrast_identity(
-                fold.network, evaluator, image, fill, truth, self.contrasts, self.sub_regions, self.scores, self.heads,
-                self.signal, self.absent, self.numerics, self.batch_size, unchecked,
-            )
-            for fold in self.networks
-        ]  # fmt: skip
+        shared = contrast_identity(
+            evaluator, image, fill, truth, self.contrasts, self.sub_regions, self.scores, self.heads, self.signal,
+            self.absent, self.numerics, self.batch_size, unchecked,
+        )  # fmt: skip
+        return [{**shared, "network": weights_digest(fold.network)} for fold in self.networks]
 
     def _evaluator(self, image: torch.Tensor, fill: torch.Tensor) -> CoalitionEvaluator:
         """Every window of the volume, with the contrasts as units."""

@@ -6,17 +6,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from monai_segshap.explainers.contrast.explanation import ContrastExplanation
 from monai_segshap.explainers.contrast.files import read_contrasts, write_contrasts
 from monai_segshap.explainers.contrast.sub_regions import SubRegion
+from monai_segshap.explainers.identity import run_identity
 from monai_segshap.heads import OutputHeads
 from monai_segshap.inferers import CoalitionEvaluator
-from monai_segshap.networks import weights_digest
-from monai_segshap.numerics import NumericMode, autocast_state
+from monai_segshap.numerics import NumericMode
 from monai_segshap.shapley import digest
 from monai_segshap.units.contrasts import Contrasts
 
@@ -60,7 +59,6 @@ class ContrastStore:
 
 
 def contrast_identity(
-    network: Any,
     evaluator: CoalitionEvaluator,
     image: torch.Tensor,
     fill: torch.Tensor,
@@ -75,10 +73,9 @@ def contrast_identity(
     batch_size: str | int,
     unchecked: Sequence[int] = (),
 ) -> dict[str, str]:
-    """Everything that the values depend on, as names and digests.
+    """Everything that the values depend on but the network, as names and digests.
 
     Args:
-        network: as given, before any numeric mode.
         evaluator: holds the window plan.
         image: (C, H, W, D), network space.
         fill: (C, H, W, D), what removed contrasts become.
@@ -93,19 +90,12 @@ def contrast_identity(
         batch_size: "auto" and "library" give the same bits; others are known by their name.
         unchecked: channels of which no name says what they are; readers are warned of them.
     """
-    plan = evaluator.plan
-    windows = f"{plan.roi_size} {plan.padded_shape} {plan.padding_mode} {plan.padding_value} {plan.folds}"
     plain = None if truth is None else truth.as_subclass(torch.Tensor).cpu().numpy()
     return {
-        "network": weights_digest(network),
-        "image": digest(image.cpu().numpy()),
+        **run_identity(evaluator, image, numerics, batch_size),
         "replacement": digest(fill.cpu().numpy()),
         "truth": "none" if plain is None else digest(plain),
         "contrasts": f"{contrasts.describe()}; {', '.join(contrasts.channel_names)}; unchecked {list(unchecked)}",
         "sub_regions": str([region.describe() for region in sub_regions]),
-        "windows": digest(plan.starts, plan.batch_sizes, plan.weight.cpu().numpy(), windows),
         "scores": f"{', '.join(scores)}; {signal} of {heads.describe()}; nothing to find: {absent}",
-        "numbers": f"{numerics.describe()}, {image.dtype} on {evaluator.device.type}, "
-        f"autocast {autocast_state(evaluator.device)}, torch {torch.__version__}",
-        "batches": "of the library's bits" if batch_size in ("auto", "library") else str(batch_size),
     }
